@@ -1,0 +1,20 @@
+"""The keys at the top level of a configuration: what holds whatever is run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from teamvla.config.settings import Settings
+
+
+class SessionConfig(Settings):
+    """Session-wide defaults."""
+
+    seed: int = Field(0, ge=0, description="Every random stream derives from it.")
+    device: str = Field("cpu", description="auto, cpu, cuda or cuda:N.")
+    log_level: Literal["error", "warning", "info", "debug"] = Field(
+        "info", description="What reaches stderr."
+    )
+    data_root: str = Field("data", description="Where episodes are recorded to and read from.")
