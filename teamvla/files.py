@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -59,6 +60,23 @@ def publish(
     if sync:
         sync_directory(path.parent)
     return path
+
+
+def duplicate(source: str | Path, target: str | Path) -> Path:
+    """Give a published file a second name, replacing ``target``: a link if the disk has them."""
+    source, target = Path(source), Path(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    # rename() does nothing between two names of one file, so the left-over is removed either way.
+    temporary.replace(target)
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    return target
 
 
 def _umask() -> int:

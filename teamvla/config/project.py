@@ -90,14 +90,16 @@ class Project:
             ConfigError: the file is malformed or names an unknown section.
         """
         source = _layers(find_config(name)) if name is not None else Source({})
-        for item in overrides:
-            source = merge(source, parse_override(item))
-        return cls(source)
+        return cls(_overridden(source, overrides))
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> Project:
         """A project from plain data, such as the snapshot in a checkpoint."""
         return cls(Source(data))
+
+    def override(self, items: Iterable[str]) -> Project:
+        """The project with ``--set`` items laid over it."""
+        return Project(_overridden(self.source, items))
 
     def replace(self, section: str, **values: Any) -> Project:
         """The project with some keys of a section set; ``None`` leaves a key alone."""
@@ -167,6 +169,12 @@ def _settled(outcome: tuple[Settings | None, list[str]]) -> Settings:
     if settings is None:
         raise ConfigError("\n".join(problems))
     return settings
+
+
+def _overridden(source: Source, items: Iterable[str]) -> Source:
+    for item in items:
+        source = merge(source, parse_override(item))
+    return source
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""``teamvla eval``: closed-loop rollouts of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from teamvla.cli.console import Result, Style
+from teamvla.cli.options import Checkpoint, Device, Out, Seed, Set, Workers
+from teamvla.evaluation.pictures import choose, film, save_pictures
+from teamvla.evaluation.policies import PolicyFromCheckpoint
+from teamvla.evaluation.suites import EvaluationConfig, Score, Suite
+from teamvla.evaluation.suites import evaluate as evaluate_closed_loop
+from teamvla.files import write_json
+from teamvla.interrupts import graceful_stop
+from teamvla.models.device import resolve_device
+from teamvla.sim.tasks import TaskConfig
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", "-n", min=1, help="Initial states to try.")
+    ] = None,
+    seed: Seed = None,
+    workers: Workers = None,
+    out: Out = None,
+    device: Device = None,
+    min_success: Annotated[
+        float | None,
+        typer.Option("--min-success", min=0, max=1, help="Exit with 1 if the rate is lower."),
+    ] = None,
+    set_: Set = None,
+) -> Result:
+    """Roll a checkpoint out from a fixed list of unseen initial states.
+
+    The states are never shared with recording or with the ranking of checkpoints,
+    and results do not depend on the number of workers.
+    """
+    actor = PolicyFromCheckpoint(
+        checkpoint, str(resolve_device(device or "cpu")), tuple(set_ or ())
+    )
+    project = actor.project()
+    config = project.section("evaluation", EvaluationConfig)
+    suite = Suite(project.section("task", TaskConfig), seed if seed is not None else 0)
+    episodes = episodes or config.episodes
+    folder = out or checkpoint.parent / f"eval_{checkpoint.stem}_s{suite.seed}_n{episodes}"
+    with graceful_stop() as stop:
+        score = evaluate_closed_loop(
+            suite, actor, episodes, workers=workers or config.workers, stop=lambda: bool(stop)
+        )
+    interrupted = score.episodes < episodes
+    data = {"checkpoint": str(checkpoint), "task": suite.task.name, "seed": suite.seed}
+    data |= score.to_dict() | {"min_success": min_success, "out": str(folder)}
+    pictures: dict[str, str] = {}
+    if config.pictures and not interrupted:
+        chosen = choose(score, config.pictures)
+        pictures = save_pictures(film(suite, actor, chosen), folder)
+    data["pictures"] = pictures
+    write_json(folder / "report.json", data)
+    return Result(
+        "teamvla.eval/1",
+        data,
+        human=lambda style: _text(style, score, folder, pictures, min_success),
+        next_command=f"teamvla eval {checkpoint} --episodes {episodes}"
+        if interrupted
+        else f"teamvla ckpt-inspect {checkpoint}",
+        exit_code=stop.exit_code if interrupted else int(_below(score, min_success)),
+    )
+
+
+def _below(score: Score, minimum: float | None) -> bool:
+    return minimum is not None and score.success_rate < minimum
+
+
+def _text(
+    style: Style, score: Score, folder: Path, pictures: dict[str, Any], minimum: float | None
+) -> str:
+    verdict = style.red if _below(score, minimum) else style.green
+    lines = [f"{style.bold('success')}   {verdict(str(score))}"]
+    if minimum is not None:
+        lines.append(f"{style.bold('asked')}     at least {minimum:.1%}")
+    if score.mean_steps_to_success is not None:
+        lines.append(f"{style.bold('steps')}     {score.mean_steps_to_success:.0f} to success")
+    lines.append(f"{style.bold('report')}    {folder / 'report.json'}")
+    lines += [f"{style.bold('picture')}   {path}" for path in pictures.values()]
+    return "\n".join(lines)

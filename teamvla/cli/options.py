@@ -1,0 +1,48 @@
+"""Options and arguments that several commands share, so that they read alike everywhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from teamvla.config import Project
+
+Config = Annotated[
+    str | None,
+    typer.Option("--config", "-c", metavar="NAME", help="YAML file, or a shipped configuration."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-w", min=1, help="Worker processes; same results.")
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")]
+Roots = Annotated[list[Path], typer.Argument(metavar="ROOT...", help="Folders of episodes.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint file.")]
+
+
+def load_project(
+    config: str | None, overrides: Sequence[str] | None = None, **session: Any
+) -> Project:
+    """The configuration of a command, with its session options (``None`` leaves one alone).
+
+    ``log_level`` of the configuration takes effect unless -q or -v was given.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    project = Project.load(config, overrides or ()).with_session(**session)
+    logger = logging.getLogger("teamvla")
+    if logger.level == logging.INFO:
+        logger.setLevel(project.session.log_level.upper())
+    return project

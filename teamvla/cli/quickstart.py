@@ -1,0 +1,83 @@
+"""``teamvla quickstart``: the whole path, once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from teamvla.cli.console import Result, Style
+from teamvla.cli.options import Config, Out, Seed, Set, Workers, load_project
+from teamvla.evaluation.suites import Score
+from teamvla.interrupts import graceful_stop
+from teamvla.quickstart import Quickstart, Stopped
+
+
+def quickstart(
+    out: Out = None,
+    episodes: Annotated[
+        int, typer.Option("--episodes", "-n", min=1, help="Demonstrations to record.")
+    ] = 100,
+    eval_episodes: Annotated[
+        int, typer.Option("--eval-episodes", min=1, help="Initial states to evaluate on.")
+    ] = 100,
+    seed: Seed = None,
+    workers: Workers = None,
+    config: Config = None,
+    set_: Set = None,
+) -> Result:
+    """Record, validate, index, train, evaluate, inspect, and write one report.
+
+    Everything lies in runs/quickstart; running it again reuses what is finished.
+    """
+    folder = out or Path("runs") / "quickstart"
+    with graceful_stop() as stop:
+        path = Quickstart(
+            folder,
+            load_project(config or "train_bc", set_, seed=seed),
+            episodes=episodes,
+            eval_episodes=eval_episodes,
+            workers=workers or min(os.cpu_count() or 1, 8),
+            stop=lambda: bool(stop),
+        )
+        try:
+            facts = path.run()
+        except Stopped:
+            return Result(
+                "teamvla.quickstart/1",
+                {"out": str(folder)},
+                human="stopped; what is finished stays",
+                next_command=f"teamvla quickstart --out {folder}",
+                exit_code=stop.exit_code,
+            )
+    data = _summary(folder, facts)
+    return Result(
+        "teamvla.quickstart/1",
+        data,
+        human=lambda style: _text(style, data, facts),
+        next_command=f"teamvla ckpt-inspect {path.best}",
+    )
+
+
+def _summary(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    scores = facts["evaluate"]["scores"]
+    policy = scores["trained policy"]
+    return {
+        "out": str(folder),
+        "report": str(folder / "report.html"),
+        "checkpoint": str(folder / "best.ckpt"),
+        **{key: policy[key] for key in ("success_rate", "successes", "episodes", "interval_95")},
+        "baselines": {name: s["success_rate"] for name, s in scores.items() if s is not policy},
+        "seconds": {name: fact["seconds"] for name, fact in facts.items()},
+    }
+
+
+def _text(style: Style, data: dict[str, Any], facts: dict[str, Any]) -> str:
+    scores = {n: Score.from_dict(s) for n, s in facts["evaluate"]["scores"].items()}
+    lines = [f"{style.bold(f'{name:16}')}  {score}" for name, score in scores.items()]
+    minutes = sum(data["seconds"].values()) / 60
+    lines.append(f"{style.bold('checkpoint'):16}  {data['checkpoint']}")
+    lines.append(f"{style.bold('report'):16}  {data['report']}  ({minutes:.1f} min in all)")
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""``teamvla train``: behaviour cloning from an indexed dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from teamvla.cli.console import Result, Style
+from teamvla.cli.options import Config, Device, Out, Seed, Set, load_project
+from teamvla.errors import ConfigError
+from teamvla.interrupts import graceful_stop
+from teamvla.train import bc_trainer
+from teamvla.train.runs import Run, resume_run, start_run
+
+
+def train(
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="ROOT", help="Folder of episodes; repeatable."),
+    ] = None,
+    out: Out = None,
+    config: Config = None,
+    device: Device = None,
+    seed: Seed = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Continue a run, bit by bit.")
+    ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option("--init-from", metavar="CKPT", help="Start from its weights.")
+    ] = None,
+    set_: Set = None,
+) -> Result:
+    """Train a policy; checkpoints are ranked by rollouts in the simulator.
+
+    Ctrl-C, TERM and USR1 save a checkpoint first and tell how to go on.
+    """
+    with graceful_stop() as stop:
+        if resume is not None:
+            _refuse_others(data, out, config, seed, init_from, set_)
+            run = resume_run(resume, device)
+        else:
+            project = load_project(config or "train_bc", set_, seed=seed, device=device)
+            project = project.replace("dataset", roots=data)
+            run = start_run(project, out, init_from)
+        finished = bc_trainer.train(run, stop=lambda: bool(stop))
+    best = run.checkpoints / "best.ckpt"
+    follow = f"teamvla eval {best}" if finished else f"teamvla train --resume {run.folder}"
+    return Result(
+        "teamvla.train/1",
+        {
+            "run": str(run.folder),
+            "best": str(best) if best.exists() else None,
+            "last": str(run.checkpoints / "last.ckpt"),
+            "finished": finished,
+            "state": run.state.to_dict(),
+        },
+        human=lambda style: _text(style, run, finished),
+        next_command=follow,
+        exit_code=0 if finished else stop.exit_code,
+    )
+
+
+def _refuse_others(*others: object) -> None:
+    if any(other is not None and other != [] for other in others):
+        raise ConfigError(
+            "--resume", "to stand alone (only --device may go with it)", "other options",
+            "A resumed run keeps its own configuration.",
+        )  # fmt: skip
+
+
+def _text(style: Style, run: Run, finished: bool) -> str:
+    state = run.state
+    done = "trained" if finished else "stopped"
+    lines = [
+        f"{style.bold(done)}   {state.epoch}/{run.config.epochs} epochs, {state.step} steps, "
+        f"{state.seconds / 60:.1f} min",
+    ]
+    if state.best_epoch is not None:
+        rank = f"validation loss {state.best_val_loss:.4f}" if state.best_val_loss else ""
+        if state.best_success is not None:
+            rank = f"{state.best_success:.0%} in rollouts, {rank}"
+        lines.append(f"{style.bold('best')}      epoch {state.best_epoch}: {rank}")
+    lines.append(f"{style.bold('run')}       {run.folder}")
+    return "\n".join(lines)

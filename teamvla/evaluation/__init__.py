@@ -1,0 +1,1 @@
+"""Closed-loop evaluation: suites of initial states, baselines, statistics, pictures."""

@@ -1,0 +1,115 @@
+"""Rollouts to look at: a contact sheet and an animated picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from teamvla.evaluation.suites import OpenActor, Suite
+from teamvla.files import publish
+from teamvla.rollout import rollout
+from teamvla.sim import make_env
+
+_GAP = 4
+_BAND = 18
+_GREEN, _RED, _INK = (46, 139, 87), (200, 60, 60), (40, 44, 52)
+
+
+@dataclass(frozen=True)
+class Film:
+    """The frames of one episode, uint8[H, W, 3] each, from the first state to the last."""
+
+    index: int
+    success: bool
+    steps: int
+    frames: tuple[np.ndarray, ...]
+
+
+def film(suite: Suite, open_actor: OpenActor, indices: Sequence[int], every: int = 4) -> list[Film]:
+    """Play episodes again and keep every ``every``-th frame of the overview camera."""
+    env = make_env(suite.task, render_mode="rgb_array")
+    actor = open_actor(env)
+    films = []
+    for index in indices:
+        frames: list[np.ndarray] = []
+
+        def look(force: bool = False, at: int = 0, frames: list[np.ndarray] = frames) -> None:
+            if force or at % every == 0:
+                frames.append(np.asarray(env.render()))
+
+        outcome = rollout(
+            env,
+            actor,
+            suite.reset_seed(index),
+            on_reset=lambda _, look=look: look(force=True),  # type: ignore[misc]
+            on_tick=lambda tick, look=look: look(at=tick.index + 1),  # type: ignore[misc]
+        )
+        look(force=True)
+        films.append(Film(index, outcome.success, outcome.steps, tuple(frames)))
+    env.close()
+    return films
+
+
+def contact_sheet(films: Sequence[Film], columns: int = 6) -> bytes:
+    """A PNG with one row per episode, time running to the right."""
+    from PIL import Image, ImageDraw
+
+    height, width = films[0].frames[0].shape[:2]
+    size = (columns * (width + _GAP) + _GAP, len(films) * (height + _BAND + _GAP) + _GAP)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, one in enumerate(films):
+        top = _GAP + row * (height + _BAND + _GAP)
+        verdict = f"success after {one.steps} steps" if one.success else "no success"
+        colour = _GREEN if one.success else _RED
+        draw.text((_GAP + 2, top + 2), f"episode {one.index}: {verdict}", fill=colour)
+        picks = np.linspace(0, len(one.frames) - 1, columns).round().astype(int)
+        for column, pick in enumerate(picks):
+            at = (_GAP + column * (width + _GAP), top + _BAND)
+            sheet.paste(Image.fromarray(one.frames[pick]), at)
+    return _encoded(sheet, "PNG", optimize=True)
+
+
+def animation(films: Sequence[Film], columns: int = 3, frame_ms: int = 120) -> bytes:
+    """An animated WebP with the episodes side by side; the last frames stand for a second."""
+    from PIL import Image, ImageDraw
+
+    length = max(len(one.frames) for one in films) + 1000 // frame_ms
+    height, width = films[0].frames[0].shape[:2]
+    columns = min(columns, len(films))
+    rows = -(-len(films) // columns)
+    size = (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP)
+    frames = []
+    for tick in range(length):
+        canvas = Image.new("RGB", size, "white")
+        draw = ImageDraw.Draw(canvas)
+        for place, one in enumerate(films):
+            at = ((place % columns) * (width + _GAP), (place // columns) * (height + _GAP))
+            canvas.paste(Image.fromarray(one.frames[min(tick, len(one.frames) - 1)]), at)
+            ended = tick >= len(one.frames) - 1
+            colour = (_GREEN if one.success else _RED) if ended else _INK
+            box = (at[0], at[1], at[0] + width - 1, at[1] + height - 1)
+            draw.rectangle(box, outline=colour, width=3 if ended else 1)
+        frames.append(canvas)
+    return _encoded(
+        frames[0], "WEBP", save_all=True, append_images=frames[1:], duration=frame_ms, loop=0,
+        quality=75, method=4,
+    )  # fmt: skip
+
+
+def save_pictures(films: Sequence[Film], folder: Path) -> dict[str, str]:
+    """Write ``contact_sheet.png`` and ``rollouts.webp``; their paths by name."""
+    pictures = {"contact_sheet.png": contact_sheet(films), "rollouts.webp": animation(films)}
+    for name, content in pictures.items():
+        publish(folder / name, lambda file, content=content: file.write(content), replace=True)  # type: ignore[misc]
+    return {name: str(folder / name) for name in pictures}
+
+
+def _encoded(picture: object, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)  # type: ignore[attr-defined]
+    return buffer.getvalue()

@@ -1,0 +1,133 @@
+"""Closed-loop evaluation on a fixed list of initial states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import Field
+
+from teamvla import seeds
+from teamvla.config import Settings
+from teamvla.evaluation.statistics import show_rate, wilson_interval
+from teamvla.logs import progress
+from teamvla.rollout import Actor, rollout, run_episodes
+from teamvla.sim import TwoArmEnv, make_env
+from teamvla.sim.tasks import TaskConfig
+
+#: makes the actor that plays in one worker's environment; picklable if workers > 1
+OpenActor = Callable[[TwoArmEnv], Actor]
+
+
+class EvaluationConfig(Settings):
+    """Section ``evaluation``."""
+
+    episodes: int = Field(100, gt=0, description="Initial states to try.")
+    workers: int = Field(1, gt=0, description="Processes; the result does not depend on it.")
+    pictures: int = Field(6, ge=0, description="Episodes shown in the contact sheet.")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One episode of an evaluation. ``index`` names its initial state within the suite."""
+
+    index: int
+    success: bool
+    steps: int
+    reward: float
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A fixed list of initial states: (task, seed, domain) and the indices 0, 1, 2, ..."""
+
+    task: TaskConfig
+    seed: int = 0
+    domain: seeds.Domain = seeds.Domain.EVALUATE
+
+    def reset_seed(self, index: int) -> int:
+        return seeds.reset_seed(self.seed, self.domain, index)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of one actor on a suite."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def episodes(self) -> int:
+        return len(self.trials)
+
+    @property
+    def successes(self) -> int:
+        return sum(trial.success for trial in self.trials)
+
+    @property
+    def success_rate(self) -> float:
+        return self.successes / self.episodes if self.trials else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the success rate."""
+        return wilson_interval(self.successes, self.episodes)
+
+    @property
+    def mean_steps_to_success(self) -> float | None:
+        steps = [trial.steps for trial in self.trials if trial.success]
+        return sum(steps) / len(steps) if steps else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "success_rate": self.success_rate,
+            "successes": self.successes,
+            "episodes": self.episodes,
+            "interval_95": list(self.interval),
+            "mean_steps_to_success": self.mean_steps_to_success,
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Score:
+        return cls(tuple(Trial(**trial) for trial in data["trials"]))
+
+    def __str__(self) -> str:
+        return show_rate(self.successes, self.episodes)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    suite: Suite
+    open_actor: OpenActor
+
+    def __call__(self) -> Callable[[int], Trial]:
+        env = make_env(self.suite.task)
+        actor = self.open_actor(env)
+
+        def run(index: int) -> Trial:
+            outcome = rollout(env, actor, self.suite.reset_seed(index))
+            return Trial(index, outcome.success, outcome.steps, outcome.reward)
+
+        return run
+
+
+def evaluate(
+    suite: Suite,
+    open_actor: OpenActor,
+    episodes: int,
+    *,
+    workers: int = 1,
+    name: str = "evaluate",
+    stop: Callable[[], bool] = lambda: False,
+) -> Score:
+    """Play the suite's first ``episodes`` initial states; shorter if ``stop`` turns true."""
+    trials: list[Trial] = []
+    workers = min(workers, episodes)
+    with progress(name, episodes, "episode") as bar:
+        worker = _Worker(suite, open_actor)
+        for trial in run_episodes(worker, range(episodes), workers=workers, stop=stop):
+            trials.append(trial)
+            wins = sum(one.success for one in trials)
+            bar.advance(success=f"{wins}/{len(trials)}")
+    return Score(tuple(trials))

@@ -1,0 +1,27 @@
+"""Where tensors live."""
+
+from __future__ import annotations
+
+import torch
+
+from teamvla.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; InputError if it is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device {name!r}", "auto, cpu, cuda or cuda:N", "another name") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise InputError(f"device {name!r}", "auto, cpu, cuda or cuda:N", "another kind")
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        found = f"{count} of them" if count else "no CUDA device"
+        mend = "Use --device cpu, or install a CUDA build of torch on a machine with a GPU."
+        raise InputError(f"device {name!r}", "a CUDA device of this machine", found, mend)
+    return device

@@ -1,0 +1,129 @@
+"""Policies in checkpoints: their tensors, and a golden probe that proves a load.
+
+The probe is one observation and the action chunk that the saved policy gave for it.
+Loading runs it again: the answer must be equal bit by bit on the same processor and
+torch, and within ``PROBE_TOLERANCE`` (contract units) anywhere else.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from teamvla.models.base import Policy, PolicyConfig, build_policy
+
+from teamvla.checkpoint import Header, read_checkpoint
+from teamvla.config import Project
+from teamvla.contract import Contract
+from teamvla.errors import CheckpointError
+
+PROBE_TOLERANCE = 0.02
+Tensors = dict[str, np.ndarray]
+
+
+def to_arrays(prefix: str, state: dict[str, torch.Tensor]) -> Tensors:
+    """Tensors as arrays named ``prefix.<name>``."""
+    return {f"{prefix}.{name}": tensor.detach().cpu().numpy() for name, tensor in state.items()}
+
+
+def from_arrays(prefix: str, arrays: Tensors) -> dict[str, torch.Tensor]:
+    """The tensors of one section, without its prefix. They share memory with ``arrays``."""
+    start = f"{prefix}."
+    return {
+        name.removeprefix(start): torch.from_numpy(array)
+        for name, array in arrays.items()
+        if name.startswith(start)
+    }
+
+
+def make_probe(policy: Policy, batch: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
+    """The probe's tensors and header entry, from the first sample of ``batch``."""
+    observations = {name: value[:1] for name, value in batch["observations"].items()}
+    language = list(batch["language"][:1])
+    answer = _answer(policy, observations, language)
+    arrays = to_arrays("probe.observation", observations)
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return arrays | {"probe.actions": answer}, {"language": language, "machine": _machine(policy)}
+
+
+def load_policy(path: str | Path, device: torch.device | str = "cpu") -> tuple[Policy, Header]:
+    """The deployable policy of a checkpoint (averaged weights where it has them), in eval mode.
+
+    Raises:
+        InputError: there is no such file.
+        CheckpointError: it is damaged, holds no policy, or its probe fails.
+    """
+    header, arrays = read_checkpoint(path)
+    policy = policy_of(header)
+    section = "ema" if any(name.startswith("ema.") for name in arrays) else "model"
+    load_weights(policy, from_arrays(section, arrays), header.path)
+    policy = policy.to(device).eval()
+    _check_probe(policy, header, arrays)
+    return policy, header
+
+
+def policy_of(header: Header) -> Policy:
+    """The policy that a header describes, with fresh weights."""
+    where = str(header.path)
+    for key in ("config", "contract"):
+        if not isinstance(header.meta.get(key), dict):
+            raise CheckpointError(where, "a policy checkpoint", f"a header without {key!r}")
+    config = Project.from_data(header.meta["config"]).section("model", PolicyConfig)
+    contract = Contract.parse(header.meta["contract"], where)
+    return build_policy(config, contract, header.meta.get("statistics"))
+
+
+def load_weights(policy: Policy, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Fill ``policy`` with exactly these tensors; CheckpointError if any is missing or odd."""
+    try:
+        policy.load_state_dict(state)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:300]
+        raise CheckpointError(str(path), "the tensors of its configured model", text) from None
+
+
+def _answer(policy: Policy, observations: dict[str, Any], language: list[str]) -> np.ndarray:
+    device = next(policy.parameters()).device
+    training = policy.training
+    policy.eval()
+    batch = {
+        "observations": {name: value.to(device) for name, value in observations.items()},
+        "language": language,
+    }
+    with torch.inference_mode():
+        actions = policy.forward(batch)["predicted_actions"]
+    policy.train(training)
+    return actions.float().cpu().numpy()
+
+
+def _check_probe(policy: Policy, header: Header, arrays: Tensors) -> None:
+    probe = header.meta.get("probe")
+    if not isinstance(probe, dict) or "probe.actions" not in arrays:
+        return
+    answer = _answer(policy, from_arrays("probe.observation", arrays), list(probe["language"]))
+    off = float(np.abs(answer - arrays["probe.actions"]).max())
+    allowed = 0.0 if probe.get("machine") == _machine(policy) else PROBE_TOLERANCE
+    if not off <= allowed:
+        raise CheckpointError(
+            str(header.path), f"the probe's action again (within {allowed})", f"{off:.3g} off",
+            "This installation computes something else than the one that saved it.",
+        )  # fmt: skip
+
+
+def _machine(policy: Policy) -> dict[str, Any]:
+    """What exact agreement may be asked of: processor, threads and torch alike."""
+    device = next(policy.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    threads = torch.get_num_threads()
+    return {"device": name, "torch": str(torch.__version__), "threads": threads}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{names[0] if names else platform.machine()} {capability}"

@@ -1,0 +1,276 @@
+"""Demonstrations: an expert's rollouts, written as episodes.
+
+While recording, smooth noise can be laid over the commands that the arms execute;
+what is stored is the expert's clean command, so that the data show how to come back
+from where a learned policy will drift to (DART: Laskey et al., CoRL 2017).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from teamvla import seeds
+from teamvla.config import Settings
+from teamvla.data import EpisodeWriter, read_meta
+from teamvla.errors import EpisodeError, InputError, SimulationError
+from teamvla.files import canonical_json
+from teamvla.logs import progress
+from teamvla.rollout import Observation, Outcome, Tick, rollout, run_episodes
+from teamvla.sim import make_env
+from teamvla.sim.tasks import TaskConfig
+
+
+class NoiseConfig(Settings):
+    """Ornstein-Uhlenbeck noise on executed joint targets, faded out where the arms hold still."""
+
+    sigma: float = Field(0.03, ge=0, description="Standard deviation, rad; 0 switches it off.")
+    correlation: float = Field(0.85, ge=0, lt=1, description="From one tick to the next.")
+    full_speed: float = Field(
+        0.02, gt=0, description="Joint command step, rad a tick, from which on noise is full."
+    )
+
+
+class RecordConfig(Settings):
+    """Section ``record``."""
+
+    noise: NoiseConfig = NoiseConfig()
+    keep_failures: bool = Field(False, description="Keep episodes in which the expert failed.")
+    compression: str = Field(
+        "fast", pattern="^(fast|stored|zlib)$", description="fast, stored or zlib."
+    )
+
+
+class ActionNoise:
+    """The noise of one episode, a function of its seed and the commands alone."""
+
+    def __init__(self, config: NoiseConfig, rng: np.random.Generator, joints: np.ndarray) -> None:
+        """``joints``: bool[14], which entries of the joined command are joint targets."""
+        self._config, self._rng, self._joints = config, rng, joints
+        self._noise = np.zeros(len(joints))
+        self._gain = np.zeros(len(joints))
+        self._previous: np.ndarray | None = None
+
+    def __call__(self, command: np.ndarray) -> np.ndarray:
+        keep = self._config.correlation
+        fresh = self._rng.standard_normal(len(command))
+        self._noise = keep * self._noise + np.sqrt(1 - keep**2) * fresh
+        self._gain = 0.7 * self._gain + 0.3 * self._speed(command)
+        noise = self._config.sigma * self._gain * self._noise * self._joints
+        return (command + noise).astype(np.float32)
+
+    def _speed(self, command: np.ndarray) -> np.ndarray:
+        """Share of full speed at which each arm's fastest joint is told to move."""
+        before = command if self._previous is None else self._previous
+        self._previous = command.copy()
+        step = (np.abs(command - before) * self._joints).reshape(2, -1).max(axis=1)
+        share = np.minimum(1.0, step / self._config.full_speed)
+        return np.repeat(share, len(command) // 2)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of one attempt."""
+
+    index: int
+    outcome: Outcome
+    path: Path | None
+    existed: bool = False
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Everything that decides the bytes of an episode, and where it goes. Picklable."""
+
+    task: TaskConfig
+    config: RecordConfig
+    out: Path
+    seed: int
+
+    @property
+    def recipe(self) -> str:
+        """Digest of what an episode's content derives from, besides its index."""
+        parts = [self.task.model_dump(mode="json"), self.config.model_dump(mode="json"), self.seed]
+        return hashlib.sha256(canonical_json(parts)).hexdigest()
+
+    def episode_id(self, index: int) -> str:
+        return f"s{self.seed}-{index:06d}"
+
+    def path(self, index: int) -> Path:
+        return self.out / self.task.name / f"{self.episode_id(index)}.npz"
+
+    def existing(self, index: int) -> Recorded | None:
+        """The episode if an earlier run finished it; EpisodeError if it is another one."""
+        path = self.path(index)
+        if not path.exists():
+            return None
+        meta = read_meta(path)
+        if meta.get("recipe") != self.recipe:
+            raise EpisodeError(
+                str(path),
+                "to resume a recording with the same settings",
+                "an episode of other settings",
+                "Choose another --out or --seed, or remove it.",
+            )
+        outcome = Outcome(bool(meta["success"]), int(meta["num_steps"]), float(meta["reward"]))
+        return Recorded(index, outcome, path, existed=True)
+
+    def __call__(self) -> Callable[[int], Recorded]:
+        """Open a worker: one environment, one expert, used for every index."""
+        env = make_env(self.task)
+        expert = env.expert()
+        joints = np.tile(np.r_[np.ones(6), 0.0], 2)
+
+        def run(index: int) -> Recorded:
+            take = _Take()
+            rng = seeds.generator(self.seed, seeds.Domain.NOISE, index)
+            noise = ActionNoise(self.config.noise, rng, joints)
+            outcome = rollout(
+                env,
+                expert,
+                seeds.reset_seed(self.seed, seeds.Domain.RECORD, index),
+                perturb=noise if self.config.noise.sigma else None,
+                on_reset=lambda first: take.begin(first, env.get_state()),
+                on_tick=lambda tick: take.add(tick, expert.phase, env.contract.control_hz),
+            )
+            if not (outcome.success or self.config.keep_failures):
+                return Recorded(index, outcome, None)
+            meta = {**self._meta(index, take, outcome), "contract": env.contract.to_dict()}
+            meta["contract_digest"] = env.contract.digest
+            return Recorded(index, outcome, self._write(meta, take.steps, outcome))
+
+        return run
+
+    def _meta(self, index: int, take: _Take, outcome: Outcome) -> dict[str, Any]:
+        return {
+            "task": self.task.name,
+            "episode_id": self.episode_id(index),
+            "instruction": take.instruction,
+            "success": outcome.success,
+            "reward": outcome.reward,
+            "seed": self.seed,
+            "index": index,
+            "expert": "scripted",
+            "noise": self.config.noise.model_dump(mode="json"),
+            "recipe": self.recipe,
+            "reset_state": take.reset_state,
+            "software": software(),
+        }
+
+    def _write(self, meta: dict[str, Any], steps: list[dict[str, Any]], outcome: Outcome) -> Path:
+        with EpisodeWriter(self.out, compression=self.config.compression) as writer:
+            writer.start_episode(meta)
+            for step in steps:
+                writer.add_step(step)
+            return writer.end_episode(success=outcome.success)
+
+
+@dataclass
+class _Take:
+    """The steps of the attempt under way."""
+
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    instruction: str = ""
+    reset_state: dict[str, Any] = field(default_factory=dict)
+
+    def begin(self, first: Observation, state: dict[str, np.ndarray]) -> None:
+        self.instruction = str(first["instruction"])
+        self.reset_state = {key: np.asarray(value).tolist() for key, value in state.items()}
+
+    def add(self, tick: Tick, phase: str, control_hz: float) -> None:
+        arm_a, arm_b = tick.action
+        self.steps.append(
+            {
+                **tick.observation,
+                "action_a": arm_a[:-1],
+                "action_b": arm_b[:-1],
+                "grip_a": arm_a[-1],
+                "grip_b": arm_b[-1],
+                "success": tick.success,
+                "phase": phase,
+                "timestamp": tick.index / control_hz,
+            }
+        )
+
+
+def software() -> dict[str, str]:
+    """Versions of what an episode's bytes may depend on."""
+    names = ("teamvla", "mujoco", "numpy")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
+
+
+@dataclass
+class Recording:
+    """The sum of a recording."""
+
+    kept: list[Recorded] = field(default_factory=list)
+    attempts: int = 0
+    successes: int = 0
+    steps: int = 0
+    new_steps: int = 0
+    interrupted: bool = False
+
+    def count(self, one: Recorded) -> None:
+        self.attempts += 1
+        self.successes += one.outcome.success
+        if one.path is not None:
+            self.kept.append(one)
+            self.steps += one.outcome.steps
+        if not one.existed:
+            self.new_steps += one.outcome.steps
+
+
+def record(
+    recorder: Recorder,
+    episodes: int,
+    *,
+    workers: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+) -> Recording:
+    """Record until ``episodes`` are kept; finished ones of an earlier run count.
+
+    Attempts 0, 1, 2, ... are made in waves: as many as are asked for, then as many as
+    the failures left missing. Which indices are tried depends on nothing else.
+
+    Raises:
+        EpisodeError: an episode of other settings is in the way, or the disk is full.
+        SimulationError: the expert fails too often to get there.
+    """
+    if recorder.out.exists() and not recorder.out.is_dir():
+        raise InputError(str(recorder.out), "a folder", "a file")
+    total = Recording()
+    with progress(f"record {recorder.task.name}", episodes, "episode") as bar:
+        while len(total.kept) < episodes and not total.interrupted:
+            first, missing = total.attempts, episodes - len(total.kept)
+            if first + missing > 3 * episodes + 10:
+                raise SimulationError(
+                    f"task {recorder.task.name}", "an expert that mostly succeeds",
+                    f"{total.successes} successes in {total.attempts} attempts",
+                    "Lower record.noise.sigma or the randomisation.",
+                )  # fmt: skip
+            for one in _wave(recorder, range(first, first + missing), workers, stop):
+                total.count(one)
+                bar.advance(one.path is not None, success=f"{total.successes}/{total.attempts}")
+            total.interrupted = total.attempts < first + missing
+    return total
+
+
+def _wave(recorder: Recorder, indices: range, workers: int, stop: Callable[[], bool]) -> Any:
+    found = {index: recorder.existing(index) for index in indices}
+    missing = [index for index, one in found.items() if one is None]
+    fresh = iter(()) if not missing else run_episodes(
+        recorder, missing, workers=min(workers, len(missing)), stop=stop
+    )  # fmt: skip
+    for index in indices:
+        one = found[index] or next(fresh, None)
+        if one is None:
+            return
+        yield one

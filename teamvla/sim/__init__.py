@@ -1,0 +1,40 @@
+"""The two-arm simulator: a Gymnasium environment on MuJoCo."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+if TYPE_CHECKING:
+    from teamvla.sim.env import TwoArmEnv, make_env
+    from teamvla.sim.experts import Expert
+    from teamvla.sim.tasks import TASKS, CameraConfig, Task, TaskConfig
+
+__all__ = ["TASKS", "CameraConfig", "Expert", "Task", "TaskConfig", "TwoArmEnv", "make_env"]
+
+_HOMES = {
+    "TwoArmEnv": "teamvla.sim.env",
+    "make_env": "teamvla.sim.env",
+    "Expert": "teamvla.sim.experts",
+    "TASKS": "teamvla.sim.tasks",
+    "CameraConfig": "teamvla.sim.tasks",
+    "Task": "teamvla.sim.tasks",
+    "TaskConfig": "teamvla.sim.tasks",
+}
+_LIFT_ID = "teamvla/TwoArmLift-v0"
+
+# The entry point is a string: MuJoCo is imported when an environment is made.
+if _LIFT_ID not in gymnasium.registry:
+    gymnasium.register(_LIFT_ID, entry_point="teamvla.sim.env:TwoArmEnv")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

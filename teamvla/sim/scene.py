@@ -1,0 +1,251 @@
+"""The two-arm scene as MJCF, built from typed pieces.
+
+The same numbers make the MuJoCo model and the contract's kinematic chains, so that
+forward kinematics anywhere in the package agrees with the simulator.
+
+Frame: x forward over the table, y to the left (arm ``a`` stands at +y), z up, origin on
+the table top between the arms. Metres, radians, kilograms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+import numpy as np
+
+from teamvla.contract import Arm, Camera, Contract, Link, Vector
+
+Element = ElementTree.Element
+Colour = tuple[float, float, float]
+
+ARMS = ("a", "b")
+BASES: dict[str, Vector] = {"a": (0.0, 0.30, 0.0), "b": (0.0, -0.30, 0.0)}
+TOOL: Vector = (0.085, 0.0, 0.0)  # between the finger tips, in the frame of the last link
+HOME = (0.0, -0.6, 1.3, 0.0, 0.87, 0.0)  # gripper pointing straight down
+MAX_OPENING = 0.042  # travel of one finger, m
+TIMESTEP_S = 0.005
+SUBSTEPS = 10  # physics steps of one control step
+CONTROL_HZ = 20.0
+
+_SHELL: Colour = (0.90, 0.91, 0.93)
+_DARK: Colour = (0.22, 0.23, 0.27)
+_ACCENT: dict[str, Colour] = {"a": (0.95, 0.55, 0.38), "b": (0.38, 0.66, 0.95)}
+_UNTOUCHABLE = {"contype": 0, "conaffinity": 0}  # links pass through each other
+_SKIN = {"condim": 4, "solimp": (0.95, 0.99, 0.001), "solref": (0.008, 1.0)}
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One hinge, the actuator that drives it and the link behind it.
+
+    Attributes:
+        offset: where the joint sits in the frame of the link before it, m.
+        limits: least and greatest angle, rad; commands are clipped to them.
+        gain: stiffness of the position actuator, Nm/rad; it is critically damped.
+        torque: greatest torque, Nm.
+        radius: thickness of the capsule that runs to the next joint, m.
+    """
+
+    name: str
+    offset: Vector
+    axis: Vector
+    limits: tuple[float, float]
+    gain: float
+    torque: float
+    radius: float
+
+
+JOINTS = (
+    Joint("j1", (0.0, 0.0, 0.08), (0.0, 0.0, 1.0), (-2.8, 2.8), 600, 90, 0.045),
+    Joint("j2", (0.0, 0.0, 0.12), (0.0, 1.0, 0.0), (-1.6, 1.7), 900, 120, 0.035),
+    Joint("j3", (0.0, 0.0, 0.32), (0.0, 1.0, 0.0), (-1.2, 2.6), 700, 90, 0.030),
+    Joint("j4", (0.16, 0.0, 0.0), (1.0, 0.0, 0.0), (-3.0, 3.0), 250, 40, 0.027),
+    Joint("j5", (0.16, 0.0, 0.0), (0.0, 1.0, 0.0), (-1.9, 2.4), 200, 30, 0.026),
+    Joint("j6", (0.07, 0.0, 0.0), (1.0, 0.0, 0.0), (-3.1, 3.1), 80, 20, 0.040),
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """A fixed camera: where it stands, what it looks at (m, world) and its field of view."""
+
+    name: str
+    position: Vector
+    target: Vector
+    fovy_deg: float
+
+
+#: The arms' cameras stand between them and above, where no arm hides its own work.
+CAMERA_FIELDS = ("rgb_a", "rgb_b")
+VIEWS = (
+    View("rgb_a", (0.05, 0.02, 0.85), (0.45, 0.15, 0.03), 48.0),
+    View("rgb_b", (0.05, -0.02, 0.85), (0.45, -0.15, 0.03), 48.0),
+    View("overview", (1.42, -0.78, 0.86), (0.26, 0.02, 0.12), 38.0),
+)
+
+
+def add(parent: Element, tag: str, **attributes: object) -> Element:
+    """Append an element; numbers and vectors become text, a trailing ``_`` is dropped."""
+    named = {key.rstrip("_"): _text(value) for key, value in attributes.items()}
+    return ElementTree.SubElement(parent, tag, named)
+
+
+def paint(colour: Sequence[float]) -> tuple[float, ...]:
+    """An opaque rgba from a colour in 0..1."""
+    return (*colour, 1.0)
+
+
+def scene_xml(add_objects: Callable[[Element], None]) -> str:
+    """MJCF of the table, both arms, the cameras and whatever ``add_objects`` puts in.
+
+    Args:
+        add_objects: appends the task's bodies to the world; geoms meant to be grasped
+            use the default class ``object``.
+    """
+    root = ElementTree.Element("mujoco", model="two_arm")
+    _add_physics(root)
+    world = add(root, "worldbody")
+    _add_room(world)
+    for view in VIEWS:
+        add(world, "camera", name=view.name, **_aim(view))
+    for arm in ARMS:
+        _add_arm(world, arm)
+    add_objects(world)
+    _add_drives(root)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def two_arm_contract(height: int, width: int) -> Contract:
+    """The contract of this embodiment with cameras of ``height`` x ``width`` pixels."""
+    links = tuple(
+        Link(joint=j.name, offset=j.offset, axis=j.axis, limits=j.limits, radius=j.radius)
+        for j in JOINTS
+    )
+    arms = tuple(Arm(name=arm, base=BASES[arm], links=links, tool=TOOL) for arm in ARMS)
+    cameras = tuple(Camera(field=field, height=height, width=width) for field in CAMERA_FIELDS)
+    return Contract(control_hz=CONTROL_HZ, arms=arms, cameras=cameras)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence | np.ndarray):
+        return " ".join(repr(float(entry)) for entry in value)
+    return repr(value)
+
+
+def _aim(view: View) -> dict[str, object]:
+    back = np.subtract(view.position, view.target)
+    back /= np.linalg.norm(back)
+    right = np.cross((0.0, 0.0, 1.0), back)
+    right /= np.linalg.norm(right)
+    axes = (*right, *np.cross(back, right))
+    return {"pos": view.position, "xyaxes": axes, "fovy": view.fovy_deg}
+
+
+def _add_physics(root: Element) -> None:
+    """Solver and defaults under which friction grasps hold: elliptic cones, impratio 10."""
+    add(root, "compiler", angle="radian", autolimits=True)
+    option = add(
+        root,
+        "option",
+        timestep=TIMESTEP_S,
+        integrator="implicitfast",
+        cone="elliptic",
+        impratio=10,
+    )
+    # A state that blew up must be reported, never silently replaced by the initial one.
+    add(option, "flag", autoreset="disable")
+    visual = add(root, "visual")
+    add(visual, "global", offwidth=1280, offheight=960)
+    add(visual, "headlight", ambient=(0.34,) * 3, diffuse=(0.22,) * 3, specular=(0.0,) * 3)
+    defaults = add(root, "default")
+    add(defaults, "joint", armature=0.05, damping=1)
+    add(defaults, "geom", friction=(0.8, 0.005, 0.0001))
+    finger = add(defaults, "default", class_="finger")
+    add(finger, "geom", friction=(1.6, 0.02, 0.001), mass=0.03, rgba=paint(_DARK), **_SKIN)
+    thing = add(defaults, "default", class_="object")
+    add(thing, "geom", friction=(1.0, 0.01, 0.0005), **_SKIN)
+
+
+def _add_room(world: Element) -> None:
+    add(
+        world,
+        "light",
+        name="sun",
+        pos=(0.15, 0.35, 1.9),
+        dir=(0.1, -0.2, -1.0),
+        diffuse=(0.55,) * 3,
+        specular=(0.0,) * 3,
+        cutoff=90,
+    )
+    table = add(world, "body", name="table")
+    box = {"type": "box", "friction": (0.8, 0.005, 0.0001)}
+    top = {"size": (0.5, 0.7, 0.02), "pos": (0.35, 0.0, -0.02)}
+    add(table, "geom", name="table", **box, **top, rgba=paint((0.66, 0.70, 0.73)))
+    for x, y in ((-0.1, -0.63), (-0.1, 0.63), (0.8, -0.63), (0.8, 0.63)):
+        legs = {"size": (0.022, 0.33), "pos": (x, y, -0.37), "rgba": paint(_DARK)}
+        add(table, "geom", type="cylinder", **legs, **_UNTOUCHABLE)
+    floor = {"size": (0.0, 0.0, 0.05), "pos": (0.0, 0.0, -0.7), "rgba": paint((0.80, 0.77, 0.73))}
+    add(world, "geom", name="floor", type="plane", **floor, **_UNTOUCHABLE)
+
+
+def _add_arm(world: Element, arm: str) -> None:
+    body = add(world, "body", name=f"{arm}_base", pos=BASES[arm], gravcomp=1)
+    plinth = {"size": (0.06, 0.04), "pos": (0.0, 0.0, 0.04), "rgba": paint(_DARK)}
+    add(body, "geom", type="cylinder", **plinth, **_UNTOUCHABLE)
+    for number, joint in enumerate(JOINTS):
+        body = add(body, "body", name=f"{arm}_l{number + 1}", pos=joint.offset, gravcomp=1)
+        add(body, "joint", name=f"{arm}_{joint.name}", axis=joint.axis, range=joint.limits)
+        if number + 1 < len(JOINTS):
+            _add_shell(body, joint, JOINTS[number + 1])
+    elbow = world.find(f".//body[@name='{arm}_l3']")
+    assert elbow is not None
+    add(elbow, "geom", type="sphere", size=(0.042,), rgba=paint(_ACCENT[arm]), **_UNTOUCHABLE)
+    _add_gripper(body, arm)
+
+
+def _add_shell(body: Element, joint: Joint, following: Joint) -> None:
+    ends = (0.0, 0.0, 0.0, *following.offset)
+    shape = {"type": "capsule", "size": (joint.radius,), "fromto": ends}
+    add(body, "geom", **shape, rgba=paint(_SHELL), **_UNTOUCHABLE)
+
+
+def _add_gripper(hand: Element, arm: str) -> None:
+    palm = {"size": (0.015, 0.055, 0.018), "pos": (0.01, 0.0, 0.0), "mass": 0.15}
+    add(hand, "geom", name=f"{arm}_palm", type="box", **palm, rgba=paint(_ACCENT[arm]))
+    add(hand, "site", name=f"{arm}_tcp", pos=TOOL, size=(0.005,), group=4)
+    for finger, side in ((f"{arm}_f1", 1.0), (f"{arm}_f2", -1.0)):
+        body = add(hand, "body", name=finger, pos=(0.025, 0.0, 0.0), gravcomp=1)
+        slide = {"type": "slide", "axis": (0.0, side, 0.0), "range": (0.0, MAX_OPENING)}
+        add(body, "joint", name=finger, **slide, armature=0.02, damping=5)
+        pad = {"size": (0.035, 0.006, 0.012), "pos": (0.035, side * 0.006, 0.0)}
+        add(body, "geom", name=finger, class_="finger", type="box", **pad)
+
+
+def _add_drives(root: Element) -> None:
+    tendons, equality = add(root, "tendon"), add(root, "equality")
+    actuators = add(root, "actuator")
+    for arm in ARMS:
+        for joint in JOINTS:
+            drive = {"kp": joint.gain, "dampratio": 1, "inheritrange": 1}
+            force = (-joint.torque, joint.torque)
+            name = f"{arm}_{joint.name}"
+            add(actuators, "position", name=name, joint=name, **drive, forcerange=force)
+        _add_gripper_drive(tendons, equality, actuators, arm)
+
+
+def _add_gripper_drive(tendons: Element, equality: Element, actuators: Element, arm: str) -> None:
+    """Both fingers move alike: a joint equality, and one actuator on their mean."""
+    fingers = (f"{arm}_f1", f"{arm}_f2")
+    mean = add(tendons, "fixed", name=f"{arm}_grip")
+    for finger in fingers:
+        add(mean, "joint", joint=finger, coef=0.5)
+    stiff = {"solimp": (0.95, 0.99, 0.001), "solref": (0.005, 1.0)}
+    add(equality, "joint", joint1=fingers[0], joint2=fingers[1], **stiff)
+    drive = {"kp": 1500, "kv": 60, "forcerange": (-30, 30), "ctrlrange": (0.0, MAX_OPENING)}
+    add(actuators, "position", name=f"{arm}_grip", tendon=f"{arm}_grip", **drive)

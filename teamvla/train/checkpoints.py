@@ -1,0 +1,173 @@
+"""What a training writes down so that it can go on bit by bit as if it had not stopped."""
+
+from __future__ import annotations
+
+import platform
+import random
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from teamvla.checkpoint import Header, read_checkpoint, write_checkpoint
+from teamvla.errors import CheckpointError
+from teamvla.models.loading import (
+    Tensors,
+    from_arrays,
+    load_weights,
+    make_probe,
+    policy_of,
+    to_arrays,
+)
+from teamvla.train.trainer import Learner, TrainingState
+
+PACKAGES = ("teamvla", "torch", "numpy", "mujoco", "safetensors", "gymnasium")
+
+
+def save_checkpoint(
+    path: str | Path,
+    learner: Learner,
+    *,
+    meta: Mapping[str, Any],
+    sampler: Mapping[str, int],
+    probe_batch: dict[str, Any],
+) -> Path:
+    """Write everything that the training is: weights, optimiser, schedule, sampler, RNGs.
+
+    Args:
+        meta: config, contract, statistics and manifest_digest, as JSON-able data.
+        sampler: the data order's position, two integers.
+        probe_batch: a batch whose first sample becomes the golden probe.
+    """
+    probe_arrays, probe = make_probe(learner.best_weights, probe_batch)
+    optimizer_arrays, optimizer = _optimizer_state(learner)
+    rng_arrays, rng = _rng_state()
+    arrays = to_arrays("model", learner.policy.state_dict()) | optimizer_arrays
+    if learner.ema is not None:
+        arrays |= to_arrays("ema", learner.ema.module.state_dict())
+        optimizer["ema_updates"] = int(learner.ema.n_averaged)
+    header = {
+        "kind": "policy",
+        **meta,
+        "state": learner.state.to_dict(),
+        "scheduler": {"step": learner.scheduler.last_epoch},
+        "optimizer_state": optimizer,
+        "sampler": dict(sampler),
+        "rng": rng,
+        "probe": probe,
+        **provenance(),
+    }
+    return write_checkpoint(path, header, arrays | rng_arrays | probe_arrays)
+
+
+def load_checkpoint(path: str | Path, learner: Learner) -> Header:
+    """Put ``learner`` and the random generators where the checkpoint left them.
+
+    Raises:
+        CheckpointError: it is damaged, or belongs to another model or optimiser.
+    """
+    header, arrays = read_checkpoint(path)
+    load_weights(learner.policy, from_arrays("model", arrays), header.path)
+    try:
+        _restore(learner, header, arrays)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            str(path), "a checkpoint of this training", f"{type(error).__name__}: {error}"
+        ) from None
+    return header
+
+
+def init_from(path: str | Path, learner: Learner) -> Header:
+    """Start from a checkpoint's deployable weights, keeping this data's own statistics.
+
+    Raises:
+        ContractError: the checkpoint's numbers mean something else than the data's.
+        CheckpointError: its model is another one.
+    """
+    header, arrays = read_checkpoint(path)
+    learner.policy.contract.require(policy_of(header).contract, "the data", str(path))
+    section = "ema" if any(name.startswith("ema.") for name in arrays) else "model"
+    own = learner.policy.normalizer.state_dict(prefix="normalizer.")
+    load_weights(learner.policy, from_arrays(section, arrays) | own, header.path)
+    if learner.ema is not None:
+        learner.ema.module.load_state_dict(learner.policy.state_dict())
+    return header
+
+
+def provenance() -> dict[str, Any]:
+    """When, with which packages and from which revision a file was made."""
+    packages = {name: version(name) for name in PACKAGES}
+    packages["python"] = platform.python_version()
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"created": now, "packages": packages, "git": _git_revision()}
+
+
+def _git_revision() -> str | None:
+    """The revision of the repository that the command runs in, if it is one."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _optimizer_state(learner: Learner) -> tuple[Tensors, dict[str, Any]]:
+    state = learner.optimizer.state_dict()
+    arrays = {
+        f"optim.{index}.{key}": value.detach().cpu().numpy()
+        for index, entry in state["state"].items()
+        for key, value in entry.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return arrays, {"learning_rates": [float(group["lr"]) for group in state["param_groups"]]}
+
+
+def _restore(learner: Learner, header: Header, arrays: Tensors) -> None:
+    meta = header.meta
+    state = learner.optimizer.state_dict()
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in from_arrays("optim", arrays).items():
+        index, _, key = name.partition(".")
+        entries.setdefault(int(index), {})[key] = tensor
+    rates = meta["optimizer_state"]["learning_rates"]
+    for group, rate in zip(state["param_groups"], rates, strict=True):
+        group["lr"] = rate
+    learner.optimizer.load_state_dict({**state, "state": entries})
+    schedule = learner.scheduler.state_dict()
+    step = int(meta["scheduler"]["step"])
+    schedule |= {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+    learner.scheduler.load_state_dict(schedule)
+    if learner.ema is not None:
+        learner.ema.module.load_state_dict(from_arrays("ema", arrays))
+        learner.ema.n_averaged.fill_(meta["optimizer_state"]["ema_updates"])
+    learner.state = TrainingState(**meta["state"])
+    _restore_rng(meta["rng"], arrays)
+
+
+def _rng_state() -> tuple[Tensors, dict[str, Any]]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    arrays: Tensors = {
+        "rng.torch": torch.get_rng_state().numpy(),
+        "rng.numpy": np.asarray(keys),
+        "rng.python": np.array(random.getstate()[1], dtype=np.uint64),
+    }
+    if torch.cuda.is_available():
+        arrays["rng.cuda"] = torch.cuda.get_rng_state().numpy()
+    numpy_rest = [kind, int(position), int(has_gauss), float(gauss)]
+    return arrays, {"numpy": numpy_rest, "python_gauss": random.getstate()[2]}
+
+
+def _restore_rng(meta: dict[str, Any], arrays: Tensors) -> None:
+    kind, position, has_gauss, gauss = meta["numpy"]
+    np.random.set_state((kind, arrays["rng.numpy"], position, has_gauss, gauss))
+    torch.set_rng_state(torch.from_numpy(arrays["rng.torch"]))
+    words = tuple(int(word) for word in arrays["rng.python"])
+    random.setstate((3, words, meta["python_gauss"]))
+    if "rng.cuda" in arrays and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.from_numpy(arrays["rng.cuda"]))

@@ -1,0 +1,75 @@
+"""Optimisers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from teamvla.config import Settings
+
+
+class OptimizerConfig(Settings):
+    """Section ``optimizer``."""
+
+    type: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd.")
+    lr: float = Field(7e-4, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(1e-4, ge=0, description="On matrices only, never on biases.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum.")
+
+
+class SchedulerConfig(Settings):
+    """Section ``scheduler``."""
+
+    type: Literal["cosine_with_warmup", "constant"] = Field(
+        "cosine_with_warmup", description="cosine_with_warmup or constant (after the warm-up)."
+    )
+    warmup_steps: int = Field(200, ge=0, description="Steps of linear rise from zero.")
+    min_ratio: float = Field(0.0, ge=0, le=1, description="Where the cosine ends, of the peak.")
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """The optimiser over a model's trainable parameters; weight decay on matrices alone."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if config.type == "sgd":
+        return SGD(groups, lr=config.lr, momentum=config.momentum)
+    # The fused kernel does the same arithmetic in one pass; on a CPU it saves a few ms a step.
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def cosine_with_warmup(
+    optimizer: Optimizer, warmup_steps: int, total_steps: int, min_ratio: float = 0.0
+) -> LambdaLR:
+    """Linear warm-up, then half a cosine down to ``min_ratio`` at ``total_steps``."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+
+    return LambdaLR(optimizer, factor)
+
+
+def make_scheduler(optimizer: Optimizer, config: SchedulerConfig, total_steps: int) -> LambdaLR:
+    """The schedule that ``config`` names, over ``total_steps`` optimiser steps."""
+    warmup = min(config.warmup_steps, total_steps // 4)
+    floor = 1.0 if config.type == "constant" else config.min_ratio
+    return cosine_with_warmup(optimizer, warmup, total_steps, floor)
+
+
+def learning_rate(optimizer: Optimizer) -> float:
+    """The learning rate of the first group."""
+    rate = optimizer.param_groups[0]["lr"]
+    return float(rate.item() if isinstance(rate, torch.Tensor) else rate)

@@ -1,0 +1,216 @@
+"""The training loop: one readable step, and what surrounds it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from teamvla.config import Settings
+from teamvla.errors import TeamVLAError
+from teamvla.models.base import Policy
+from teamvla.train.schedulers import learning_rate
+
+Batch = dict[str, Any]
+Metrics = dict[str, float]
+
+
+class TrainerConfig(Settings):
+    """Section ``trainer``."""
+
+    epochs: int = Field(12, gt=0, description="Passes over the training split.")
+    clip_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    ema_decay: float | None = Field(
+        0.99, gt=0, lt=1, description="Averaging of the weights; null switches it off."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 autocast where the processor is faster with it."
+    )
+    threads: int | None = Field(
+        None, gt=0, description="CPU threads; null leaves torch's choice. Part of bit-exactness."
+    )
+    log_every: int = Field(20, gt=0, description="Steps between rows of metrics.jsonl.")
+    checkpoint_every: int = Field(5, gt=0, description="Epochs between epoch_NNNN.ckpt files.")
+    rollout_every: int = Field(
+        4, ge=0, description="Epochs between rollouts that rank checkpoints; 0: rank by loss."
+    )
+    rollout_after: float = Field(
+        0.5, ge=0, le=1, description="Share of the training before the first rollouts."
+    )
+    rollout_episodes: int = Field(20, gt=0, description="Initial states per ranking.")
+
+
+@dataclass
+class TrainingState:
+    """How far a training is. Everything here is in the checkpoint.
+
+    Attributes:
+        epoch: finished epochs.
+        step: finished optimiser steps.
+        samples: training samples seen.
+        seconds: time spent training, over all sessions.
+        best_epoch, best_success, best_val_loss: of the checkpoint that is best.ckpt.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    best_epoch: int | None = None
+    best_success: float | None = None
+    best_val_loss: float | None = None
+
+    def is_better(self, success: float | None, val_loss: float) -> bool:
+        """Whether these beat the best so far: by success, then by validation loss."""
+        if self.best_epoch is None:
+            return True
+        if success is None and self.best_success is not None:
+            return False
+        known = self.best_success if self.best_success is not None else -1.0
+        best_loss = self.best_val_loss if self.best_val_loss is not None else float("inf")
+        # A later checkpoint with as many successes has seen more: it wins a tie of losses too.
+        return (success if success is not None else -1.0, -val_loss) >= (known, -best_loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Learner:
+    """What a training step changes."""
+
+    policy: Policy
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    ema: AveragedModel | None
+    device: torch.device
+    clip_norm: float
+    autocast: bool
+    state: TrainingState = field(default_factory=TrainingState)
+
+    @property
+    def best_weights(self) -> Policy:
+        """The averaged policy if there is one: what is validated, rolled out and deployed."""
+        policy = self.policy if self.ema is None else self.ema.module
+        assert isinstance(policy, Policy)
+        return policy
+
+    def step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One optimiser step; returns the losses and the gradient norm, detached."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            losses = self.policy.loss(batch)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.policy)
+        self.state.step += 1
+        self.state.samples += len(batch["language"])
+        return {name: value.detach() for name, value in losses.items()} | {"grad_norm": norm}
+
+
+class Window:
+    """Running means since they were last taken; reads tensors only then, not every step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+        self._started = time.perf_counter()
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._count += 1
+
+    def take(self) -> Metrics:
+        """The means and the steps per second, and start over."""
+        elapsed = time.perf_counter() - self._started
+        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        means["steps_per_s"] = self._count / elapsed
+        self.__init__()  # type: ignore[misc]
+        return means
+
+
+def train_one_epoch(
+    learner: Learner,
+    batches: Iterable[Batch],
+    *,
+    log_every: int = 20,
+    on_step: Callable[[], None] = lambda: None,
+    on_metrics: Callable[[Metrics], None] = lambda metrics: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train on what is left of an epoch; False if ``stop`` cut it short.
+
+    Args:
+        batches: yields batches as ``make_dataloader`` does.
+        log_every: steps between calls of ``on_metrics``, which gets means over them.
+        on_step: called after every step.
+
+    Raises:
+        TeamVLAError: the loss is not a finite number any more.
+    """
+    learner.policy.train()
+    window = Window()
+    completed = True
+    for batch in batches:
+        window.add(learner.step(to_device(batch, learner.device)))
+        on_step()
+        if learner.state.step % log_every == 0:
+            on_metrics(_checked(window.take(), learner))
+        if stop():
+            completed = False
+            break
+    return completed
+
+
+def _checked(metrics: Metrics, learner: Learner) -> Metrics:
+    loss = metrics["loss"]
+    if not loss - loss == 0:
+        raise TeamVLAError(
+            f"training step {learner.state.step}", "a finite loss", str(loss),
+            "Lower optimizer.lr, or look at the data with `teamvla validate`.",
+        )  # fmt: skip
+    return {**metrics, "lr": learning_rate(learner.optimizer)}
+
+
+@torch.inference_mode()
+def evaluate(policy: Policy, batches: Iterable[Batch], device: torch.device) -> Metrics:
+    """Mean losses over a split, each sample weighted alike, without augmentation or dropout."""
+    policy.eval()
+    sums: dict[str, float] = {}
+    count = 0
+    for batch in batches:
+        size = len(batch["language"])
+        for name, value in policy.loss(to_device(batch, device)).items():
+            sums[name] = sums.get(name, 0.0) + size * float(value)
+        count += size
+    return {name: total / count for name, total in sums.items()}
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors inside dicts moved to ``device``; everything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return value
+
+
+def wants_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to autocast: asked for, or ``auto`` on hardware with bf16 matrix units."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
