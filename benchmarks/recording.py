@@ -1,4 +1,4 @@
-"""Steps/s of recording against a bare loop: same expert, noise, steps and pictures, nothing written.
+"""Steps/s of recording against a bare loop: same expert, noise and pictures, nothing written.
 
     python benchmarks/recording.py --episodes 12
 

@@ -45,8 +45,13 @@ def main() -> None:
     print(f"ratio      {rate[0] / rate[1]:6.3f} (target: at least 0.95)")
 
 
+def endless(run: Run):
+    while True:
+        yield from run.train_loader
+
+
 def trainer(run: Run, steps: int) -> float:
-    batches = itertools.islice(itertools.cycle(run.train_loader), steps)
+    batches = itertools.islice(endless(run), steps)
     began = time.perf_counter()
     train_one_epoch(run.learner, batches, on_step=lambda: None)
     return time.perf_counter() - began
@@ -55,7 +60,7 @@ def trainer(run: Run, steps: int) -> float:
 def bare(run: Run, steps: int) -> float:
     learner = run.learner
     policy, optimizer = learner.policy, learner.optimizer
-    batches = itertools.islice(itertools.cycle(run.train_loader), steps)
+    batches = itertools.islice(endless(run), steps)
     policy.train()
     began = time.perf_counter()
     for batch in batches:

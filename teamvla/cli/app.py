@@ -1,26 +1,29 @@
 """The root of the command line: a table of commands, and one boundary for exceptions.
 
 A command's module is imported only when that command runs (or is asked for its help
-or completion), so none pays for another's imports. Every command and group gets the
-same output options; what a command returns is described in ``teamvla.cli.console``.
+or completion), so none pays for another's imports. What a command returns is described
+in ``teamvla.cli.console``.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from contextlib import suppress
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from teamvla import __version__
-from teamvla.cli.console import Console, Result, Style
+from teamvla.cli.console import Console
+from teamvla.cli.group import Command, Group
 from teamvla.cli.loglines import remove
 from teamvla.errors import TeamVLAError
-from teamvla.registry import import_object
 
 PROGRAM = "teamvla"
 
@@ -50,95 +53,6 @@ COMMANDS = {
 }
 
 
-def _shared(
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Output")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only warnings.", rich_help_panel="Output")
-    ] = False,
-    verbose: Annotated[
-        bool,
-        typer.Option("--verbose", "-v", help="Details and tracebacks.", rich_help_panel="Output"),
-    ] = False,
-    log_format: Annotated[
-        Literal["auto", "plain", "json"],
-        typer.Option("--log-format", help="How stderr looks.", rich_help_panel="Output"),
-    ] = "auto",
-) -> None:
-    """The options that every command and group understands."""
-
-
-def _shared_params() -> list[Any]:
-    app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command()(_shared)
-    return list(typer.main.get_command(app).params)
-
-
-def _configure(ctx: typer.Context) -> None:
-    flags = {name: ctx.params.pop(name) for name in ("json", "quiet", "verbose", "log_format")}
-    console = ctx.find_object(Console)
-    assert console is not None
-    console.configure(**flags)
-
-
-def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
-    """The arguments and options, in one section per panel."""
-    style = Style.of(sys.stdout)
-    sections: dict[str, list[tuple[str, str]]] = {}
-    for param in command.get_params(ctx):
-        record = param.get_help_record(ctx)
-        if record is not None:
-            default = "Arguments" if param.param_type_name == "argument" else "Options"
-            panel = getattr(param, "rich_help_panel", None) or default
-            sections.setdefault(panel, []).append(record)
-    for title, rows in sections.items():
-        with formatter.section(style.bold(title)):
-            formatter.write_dl(rows)
-
-
-class Command(TyperCommand):
-    """A command with the shared options; invoking it gives an exit code."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "rich_markup_mode": None})
-        self.params.extend(_shared_params())
-
-    def invoke(self, ctx: Any) -> int:
-        _configure(ctx)
-        result = super().invoke(ctx)
-        return ctx.find_object(Console).emit(result) if isinstance(result, Result) else 0
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        _write_options(self, ctx, formatter)
-
-
-class Group(TyperGroup):
-    """A group with the shared options, before the name of the command."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "rich_markup_mode": None})
-        self.params.extend(_shared_params())
-
-    def invoke(self, ctx: Any) -> Any:
-        _configure(ctx)
-        return super().invoke(ctx)
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        self.format_commands(ctx, formatter)
-        _write_options(self, ctx, formatter)
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        style = Style.of(sys.stdout)
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for name, command in self.commands.items():
-            panel = getattr(command, "rich_help_panel", None) or "Commands"
-            panels.setdefault(panel, []).append((name, command.get_short_help_str(80)))
-        for title, rows in panels.items():
-            with formatter.section(style.bold(title)):
-                formatter.write_dl(rows)
-
-
 class Root(Group):
     """The group of the table's commands, each loaded when it is resolved."""
 
@@ -161,11 +75,12 @@ class Root(Group):
 
 def load(name: str) -> Any:
     """Import the command called ``name``."""
-    target = import_object(COMMANDS[name].target)
+    module, _, attribute = COMMANDS[name].target.partition(":")
+    target = getattr(import_module(module), attribute)
     if isinstance(target, typer.Typer):
         return typer.main.get_command(target)
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name=name, cls=Command)(target)  # type: ignore[type-var]
+    app.command(name=name, cls=Command)(target)
     return typer.main.get_command(app)
 
 
@@ -202,14 +117,14 @@ def run(arguments: Sequence[str]) -> int:
     console.configure(False, False, False, "auto")
     try:
         code = _run(list(arguments), console)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = 128 + 13  # what the shell reports of a program that SIGPIPE ends
-        _silence_stdout()
     except BaseException as error:
         code = _explain(error, console)
-    finally:
-        remove()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = code or _explain(error, console)
+        _silence_stdout()
+    remove()
     return code
 
 
@@ -230,14 +145,19 @@ def _explain(error: BaseException, console: Console) -> int:
         return console.fail(error, str(error), error.exit_code)
     if isinstance(error, typer.TyperException):
         return _explain_usage(error, console)
+    if isinstance(error, BrokenPipeError):
+        return 128 + 13  # what the shell reports of a program that SIGPIPE ends
     if isinstance(error, OSError):
         return _explain_system(error, console)
+    said = str(error).partition("\n")[0]
     hint = "" if console.verbose else "; run it again with -v for the traceback"
-    return console.fail(error, f"internal error: {type(error).__name__}: {error}{hint}", 3)
+    return console.fail(error, f"internal error: {type(error).__name__}: {said}{hint}", 3)
 
 
 def _explain_usage(error: typer.TyperException, console: Console) -> int:
-    message = error.format_message()
+    near = getattr(error, "possibilities", None)
+    suggestion = f"{error.message}. Did you mean {near[0]!r}?" if near else None
+    message = suggestion or error.format_message()
     ctx = getattr(error, "ctx", None)
     if ctx is None:
         return console.fail(error, message, error.exit_code)
@@ -253,11 +173,7 @@ def _explain_system(error: OSError, console: Console) -> int:
         message = f"{where}: no space left on the disk. Free some, then run the command again."
     else:
         message = f"{where}: {(error.strerror or str(error)).lower()}"
-    try:
-        return console.fail(error, message, 3)
-    finally:
-        if error.filename is None:
-            _silence_stdout()
+    return console.fail(error, message, 3)
 
 
 def _silence_stdout() -> None:
@@ -268,5 +184,10 @@ def _silence_stdout() -> None:
 def main() -> None:
     """The ``teamvla`` console script."""
     if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
-        app(prog_name=PROGRAM)
+        with suppress(Exception):  # a prompt is no place for a traceback
+            app(prog_name=PROGRAM)
+        sys.exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names can be any bytes
     sys.exit(run(sys.argv[1:]))

@@ -2,8 +2,8 @@
 
 A command is a plain function in a module of its own. It returns a :class:`Result`
 and raises what goes wrong; it never prints. ``--json``, ``-q``, ``-v`` and
-``--log-format`` are added to every command by ``teamvla.cli.app``, which also turns
-exceptions into messages and exit codes::
+``--log-format`` are added to every command (``teamvla.cli.group``), and exceptions
+become messages and exit codes (``teamvla.cli.app``)::
 
     LOG = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +72,16 @@ class Console:
         text = result.human if isinstance(result.human, str) else result.human(style)
         if text:
             sys.stdout.write(text.rstrip("\n") + "\n")
-        if result.next_command is not None and not self.quiet:
+        if result.next_command is not None:
             self._suggest(result.next_command)
         return result.exit_code
 
     def _suggest(self, command: str) -> None:
         # Whoever pipes the result wants it alone; on a terminal both streams show.
-        stream = sys.stdout if sys.stdout.isatty() else sys.stderr
-        sys.stdout.flush()
-        stream.write(f"{Style.of(stream).bold('Next:')} {command}\n")
+        if not sys.stdout.isatty():
+            LOG.info("Next: %s", command)
+        elif not self.quiet:
+            sys.stdout.write(f"{Style.of(sys.stdout).bold('Next:')} {command}\n")
 
     def fail(self, error: BaseException, message: str, exit_code: int) -> int:
         """Say what went wrong: a message on stderr and, with --json, an object on stdout."""
@@ -89,12 +91,14 @@ class Console:
             if isinstance(error, TeamVLAError):
                 fields = ("code", "where", "expected", "got", "mend")
                 described.update({name: getattr(error, name) for name in fields})
-            document = {"exit_code": exit_code, "error": described}
-            _write_json({"schema": "teamvla.error/1", "status": "error", **document})
+            status = "interrupted" if exit_code >= 128 else "error"
+            document = {"schema": "teamvla.error/1", "status": status, "exit_code": exit_code}
+            with suppress(OSError):  # stdout may be what failed
+                _write_json({**document, "error": described})
         return exit_code
 
 
 def _write_json(document: dict[str, Any]) -> None:
     indent = 2 if sys.stdout.isatty() else None
-    text = json.dumps(jsonable(document), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(jsonable(document), indent=indent, allow_nan=False)
     sys.stdout.write(text + "\n")

@@ -56,7 +56,7 @@ class LineHandler(logging.StreamHandler):
     """One plain line per record; of a progress only its milestones."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join([_prefix(record) + record.getMessage(), *_traceback(record)])
+        return "\n".join([_prefix(record) + _message(record), *_traceback(record)])
 
 
 class JsonHandler(LineHandler):
@@ -67,7 +67,7 @@ class JsonHandler(LineHandler):
             "time": round(record.created, 3),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         state = getattr(record, "progress", None)
         if isinstance(state, Progress):
@@ -101,7 +101,7 @@ class TerminalHandler(LineHandler):
     def format(self, record: logging.LogRecord) -> str:
         colour = {"error: ": self._style.red, "warning: ": self._style.yellow}
         prefix = _prefix(record)
-        text = colour.get(prefix, str)(prefix) + record.getMessage()
+        text = colour.get(prefix, str)(prefix) + _message(record)
         if record.levelno < logging.INFO:
             text = self._style.dim(text)
         return "\n".join([text, *_traceback(record)])
@@ -119,10 +119,16 @@ class TerminalHandler(LineHandler):
         self._bars.show(state)
 
 
+def _message(record: logging.LogRecord) -> str:
+    text = record.getMessage()
+    # A library's warning quotes the line of code below; the first line says it all.
+    return text.partition("\n")[0] if record.name == "py.warnings" else text
+
+
 def _prefix(record: logging.LogRecord) -> str:
     if record.levelno >= logging.ERROR:
         # Configuration problems come as file:line:column: error: ..., which editors follow.
-        return "" if _NAMED.search(record.getMessage()) else "error: "
+        return "" if _NAMED.search(_message(record)) else "error: "
     return "warning: " if record.levelno >= logging.WARNING else ""
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from teamvla.config import Project
+if TYPE_CHECKING:
+    from teamvla.config import Project
 
 Config = Annotated[
     str | None,
@@ -41,6 +42,8 @@ def load_project(
     Raises:
         ConfigError: with one line per problem.
     """
+    from teamvla.config import Project  # pydantic: ckpt-inspect does without
+
     project = Project.load(config, overrides or ()).with_session(**session)
     logger = logging.getLogger("teamvla")
     if logger.level == logging.INFO:

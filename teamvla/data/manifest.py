@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+
 from teamvla.data.episodes import find_episodes
 from teamvla.data.npz import read_meta
-
 from teamvla.errors import EpisodeError
-from teamvla.files import sha256_file
+from teamvla.files import publish, sha256_file
 
 #: an episode's split where it is left out of the cache
 SKIPPED = ""
-_COLUMNS = {
-    "root": "i4",  # number of its root among the index's roots
-    "path": "S",  # below the root
-    "task": "S",
-    "episode_id": "S",
-    "num_steps": "i8",
-    "success": "?",
-    "digest": "S",  # sha256 of the file
-    "size": "i8",  # bytes
-    "mtime_ns": "i8",
-    "split": "S",  # train, val, test, or empty: skipped
-    "first_row": "i8",  # in the cache's step arrays; -1 if skipped
-    "first_action": "i8",  # in the cache's padded actions; -1 if skipped
-}
+COLUMNS = (
+    "root",  # number of its root among the index's roots
+    "path",  # below the root
+    "task",
+    "episode_id",
+    "num_steps",
+    "success",
+    "digest",  # sha256 of the file
+    "size",  # bytes
+    "mtime_ns",
+    "split",  # train, val, test, or empty: skipped
+    "first_row",  # in the cache's step arrays; -1 if skipped
+    "first_action",  # in the cache's padded actions; -1 if skipped
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def list_files(roots: Sequence[Path]) -> list[FileState]:
     Raises:
         InputError: a root is missing or holds no episode.
     """
-    files, seen = [], set()
+    files: list[FileState] = []
+    seen: set[Path] = set()
     for number, root in enumerate(roots):
         for path in find_episodes(root):
             real = path.resolve()
@@ -75,17 +78,13 @@ def read_entry(file: FileState, root: Path) -> Entry:
     """Look into one episode file; EpisodeError if its metadata cannot be used."""
     path = root / file.path
     meta = read_meta(path)
-    try:
-        task, episode_id = str(meta["task"]), str(meta["episode_id"])
-        num_steps, success = int(meta["num_steps"]), bool(meta["success"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise unusable(path, "task, episode_id, num_steps and success in meta", str(error)) from None
-    if num_steps < 1:
-        raise unusable(path, "at least one step", f"num_steps {num_steps}")
-    return Entry(file, task, episode_id, num_steps, success, sha256_file(path))
+    if meta["num_steps"] < 1:
+        raise unusable(path, "at least one step", "none", "E501")
+    names = (meta["task"], meta["episode_id"], meta["num_steps"], meta["success"])
+    return Entry(file, *names, digest=sha256_file(path))
 
 
-def unusable(path: Path, expected: str, got: str, code: str = "E301") -> EpisodeError:
+def unusable(path: Path, expected: str, got: str, code: str) -> EpisodeError:
     """The error for an episode that must not enter an index."""
     mend = f"Look with `teamvla validate {path}`, then repair or remove it."
     return EpisodeError(str(path), expected, got, mend, code=code)
@@ -100,13 +99,35 @@ class Manifest:
     @classmethod
     def build(cls, entries: Sequence[Entry], splits: Sequence[str], max_chunk: int) -> Manifest:
         """Give every episode that has a split its rows in the cache."""
-        lengths = np.array([e.num_steps if s else 0 for e, s in zip(entries, splits, strict=True)])
-        padded = np.where(lengths > 0, lengths + max_chunk - 1, 0)
-        used = lengths > 0
-        values = {
-            **{name: [getattr(e.file, name) for e in entries] for name in FileState.__slots__},
+        used = np.array([split != SKIPPED for split in splits])
+        steps = np.array([entry.num_steps for entry in entries]) * used
+        actions = steps + (max_chunk - 1) * used
+        columns = {
+            "root": np.array([entry.file.root for entry in entries], "i4"),
+            "path": _text(entry.file.path for entry in entries),
+            "task": _text(entry.task for entry in entries),
+            "episode_id": _text(entry.episode_id for entry in entries),
+            "num_steps": np.array([entry.num_steps for entry in entries], "i8"),
+            "success": np.array([entry.success for entry in entries], "?"),
+            "digest": _text(entry.digest for entry in entries),
+            "size": np.array([entry.file.size for entry in entries], "i8"),
+            "mtime_ns": np.array([entry.file.mtime_ns for entry in entries], "i8"),
+            "split": _text(splits),
+            "first_row": np.where(used, np.cumsum(steps) - steps, -1),
+            "first_action": np.where(used, np.cumsum(actions) - actions, -1),
         }
-        return cls(values)
+        return cls(columns)
+
+    @classmethod
+    def open(cls, folder: Path) -> Manifest:
+        """Map the columns in ``folder``; OSError or ValueError if one is missing or damaged."""
+        return cls({name: map_array(folder / f"{name}.npy") for name in COLUMNS})
+
+    def save(self, folder: Path, names: Iterable[str] = COLUMNS) -> None:
+        """Publish columns as ``.npy`` files."""
+        for name in names:
+            column = self.columns[name]
+            publish(folder / f"{name}.npy", partial(_save, column), replace=True)
 
     def __len__(self) -> int:
         return len(self.columns["path"])
@@ -115,6 +136,48 @@ class Manifest:
         return self.columns[column]
 
     def text(self, column: str, row: int) -> str:
-        """A cell of a text column."""
-        value: bytes = self.columns[column][row]
-        return value.decode("utf-8")
+        """One cell of a text column."""
+        return bytes(self.columns[column][row]).decode("utf-8")
+
+    def entry(self, row: int) -> Entry:
+        """A row as :func:`read_entry` gave it."""
+        numbers = {name: self.columns[name][row].item() for name in ("root", "size", "mtime_ns")}
+        return Entry(
+            FileState(path=self.text("path", row), **numbers),
+            self.text("task", row),
+            self.text("episode_id", row),
+            int(self.columns["num_steps"][row]),
+            bool(self.columns["success"][row]),
+            self.text("digest", row),
+        )
+
+    def rows(self, split: str | None = None) -> np.ndarray:
+        """Rows of the episodes of a split, or of all that the cache holds; int64."""
+        column = self.columns["split"]
+        chosen = column != b"" if split is None else column == split.encode()
+        return np.flatnonzero(chosen)
+
+    def tasks(self) -> list[str]:
+        """The tasks that the cache holds, sorted."""
+        return [name.decode() for name in np.unique(self.columns["task"][self.rows()])]
+
+    def step_slices(self, split: str, first: str = "first_row") -> list[slice]:
+        """Where the steps of a split's episodes stand (``first_action``: their actions)."""
+        rows = self.rows(split)
+        starts, lengths = self.columns[first][rows], self.columns["num_steps"][rows]
+        return [slice(a, a + n) for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+
+
+def map_array(path: Path) -> np.ndarray:
+    """A ``.npy`` file mapped read-only."""
+    mapped: np.ndarray = np.load(path, mmap_mode="r")
+    return mapped.view(np.ndarray)
+
+
+def _save(column: np.ndarray, file: BinaryIO) -> None:
+    np.save(file, column, allow_pickle=False)
+
+
+def _text(values: Iterable[str]) -> np.ndarray:
+    """Fixed-width UTF-8: a quarter of NumPy's own text."""
+    return np.array([value.encode("utf-8") for value in values], "S")

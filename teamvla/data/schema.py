@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any
 
@@ -23,9 +23,7 @@ from teamvla.files import canonical_json
 EPISODE_FILE_VERSION = 2
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MAX_STEPS = 10_000_000
-_STORABLE = frozenset(
-    ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"]
-)
+_SIZES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}
 _SMALL = 64  # below this many entries a Python loop beats a NumPy call
 
 
@@ -153,48 +151,59 @@ def validate_step(step: Mapping[str, Any]) -> None:
         else:
             _check_unknown(name, value)
     for arm in ("a", "b"):
-        _check_pair(
-            f"q_{arm}", step[f"q_{arm}"].shape, f"action_{arm}", step[f"action_{arm}"].shape
-        )
+        joints, action = step[f"q_{arm}"].shape, step[f"action_{arm}"].shape
+        if joints != action:
+            raise _unpaired(f"q_{arm}", joints, f"action_{arm}", action)
 
 
 def validate_columns(
-    columns: Mapping[str, tuple[np.dtype, tuple[int, ...]]], num_steps: int
+    columns: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    constants: Collection[str],
+    num_steps: int,
 ) -> Iterator[SchemaError]:
     """Every rule that the stacked fields of an episode break, by dtypes and shapes alone.
 
     Args:
-        columns: field -> dtype and shape, time first. Those given once for the whole
-            episode (task, instruction) count as present.
+        columns: field -> dtype and shape, time first.
+        constants: fields given once for the whole episode; they count as present.
         num_steps: how long the metadata says the episode is.
     """
     for name in STEP_SPECS:
-        if name not in columns:
+        if name not in columns and name not in constants:
             yield SchemaError(name, f"T times {STEP_SPECS[name]}", "nothing", code="E102")
+    yield from _lengths(columns, num_steps)
     for name, (dtype, shape) in columns.items():
         spec = spec_of(name)
         code = spec.fits(dtype, shape[1:]) if spec is not None and shape else None
         if code is not None:
-            yield SchemaError(
-                name, f"T times {spec}", f"T times {describe(dtype, shape[1:])}", code=code
-            )
-        if shape[:1] != (num_steps,):
-            got = f"{shape[0]}" if shape else "none: a single value"
-            yield SchemaError(name, f"{num_steps} steps, as the metadata says", got, code="E241")
+            got = f"T times {describe(dtype, shape[1:])}"
+            yield SchemaError(name, f"T times {spec}", got, code=code)
     for arm in ("a", "b"):
-        pair = (f"q_{arm}", f"action_{arm}")
-        if all(name in columns for name in pair):
-            shapes = [columns[name][1][1:] for name in pair]
-            try:
-                _check_pair(pair[0], shapes[0], pair[1], shapes[1])
-            except SchemaError as error:
-                yield error
+        joints, action = columns.get(f"q_{arm}"), columns.get(f"action_{arm}")
+        if joints and action and joints[1][1:] != action[1][1:]:
+            yield _unpaired(f"q_{arm}", joints[1][1:], f"action_{arm}", action[1][1:])
 
 
-def _check_pair(left: str, left_shape: Any, right: str, right_shape: Any) -> None:
-    if left_shape != right_shape:
-        expected = f"as many joints as {left}, {list(left_shape)}"
-        raise SchemaError(right, expected, f"{list(right_shape)}", code="E106")
+def _lengths(
+    columns: Mapping[str, tuple[Any, tuple[int, ...]]], num_steps: int
+) -> Iterator[SchemaError]:
+    if num_steps < 1:
+        yield SchemaError("metadata.num_steps", "at least one step", "none", code="E303")
+    lengths = {name: shape[0] if shape else -1 for name, (_, shape) in columns.items()}
+    common = set(lengths.values())
+    if len(lengths) > 1 and len(common) == 1 and common != {num_steps}:
+        expected = f"{common.pop()}, the length of every column"
+        yield SchemaError("metadata.num_steps", expected, str(num_steps), code="E241")
+        return
+    for name, length in lengths.items():
+        if length != num_steps:
+            got = f"{length}" if length >= 0 else "a single value"
+            yield SchemaError(name, f"{num_steps} steps, as the metadata says", got, code="E241")
+
+
+def _unpaired(left: str, left_shape: Any, right: str, right_shape: Any) -> SchemaError:
+    expected = f"as many joints as {left}, {list(left_shape)}"
+    return SchemaError(right, expected, f"{list(right_shape)}", code="E106")
 
 
 def check_text(name: str, value: Any) -> None:
@@ -236,7 +245,7 @@ def storable(dtype: np.dtype) -> bool:
     """Whether an episode file may hold arrays of this dtype."""
     if dtype.kind in "SU":
         return dtype.itemsize > 0
-    return f"{dtype.kind}{dtype.itemsize}" in _STORABLE and dtype.names is None
+    return dtype.itemsize in _SIZES.get(dtype.kind, ())
 
 
 def describe(dtype: np.dtype, shape: tuple[int | str, ...]) -> str:
@@ -257,6 +266,7 @@ def _unfit(code: str, where: str, expected: str, value: Any) -> SchemaError:
     return SchemaError(where, expected, describe_value(value), code=code)
 
 
+@lru_cache(maxsize=4096)
 def _same_shape(expected: tuple[int | str, ...], shape: tuple[int, ...]) -> bool:
     return len(expected) == len(shape) and all(
         size > 0 if isinstance(want, str) else size == want
@@ -307,7 +317,8 @@ class EpisodeMeta:
 
     def to_dict(self) -> dict[str, Any]:
         """One flat dict: the attributes and, beside them, everything extra."""
-        return {**self.extra, **{k: v for k, v in asdict(self).items() if k != "extra"}}
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {**self.extra, **known}
 
 
 def validate_episode_meta(meta: Mapping[str, Any] | EpisodeMeta) -> EpisodeMeta:

@@ -24,7 +24,7 @@ class RandomShiftConfig(Settings):
     """Shift every camera's picture by a few pixels, each on its own."""
 
     type: Literal["random_shift"] = "random_shift"
-    pixels: int = Field(4, ge=1, le=64, description="Largest shift, in pixels, either way.")
+    pixels: int = Field(default=4, ge=1, le=64, description="Largest shift, in pixels, either way.")
 
     def build(self, seed: int) -> RandomShift:
         return RandomShift(self.pixels, seed)
@@ -59,10 +59,9 @@ class RandomShift:
         epochs, which = np.unique(epoch, return_inverse=True)
         keys = [sequence(self.seed, Domain.AUGMENT, int(e)).generate_state(1, "u8") for e in epochs]
         key = np.stack(keys)[which]
-        draws = index.astype(np.uint64)[:, None] * np.uint64(2 * cameras)
-        draws = draws + np.arange(2 * cameras, dtype=np.uint64)
-        width = 2 * self.pixels + 1
-        steps = (_mix(draws, key) >> np.uint64(32)) * np.uint64(width) >> np.uint64(32)
+        draws = index[:, None] * (2 * cameras) + np.arange(2 * cameras)
+        words = _mix(draws.astype(np.uint64), key) >> np.uint64(32)
+        steps = words * np.uint64(2 * self.pixels + 1) >> np.uint64(32)
         return steps.astype(np.int64).reshape(len(index), cameras, 2) - self.pixels
 
 
@@ -71,7 +70,8 @@ def _mix(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     word = key + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
+    mixed: np.ndarray = word ^ (word >> np.uint64(31))
+    return mixed
 
 
 def shift_pictures(pictures: np.ndarray, shifts: np.ndarray) -> np.ndarray:
@@ -109,4 +109,5 @@ def _gather_lines(pictures: np.ndarray, starts: np.ndarray) -> np.ndarray:
     line = np.dtype((np.void, width * channels * pictures.itemsize))
     step = channels * pictures.itemsize
     windows = np.ndarray((len(flat) - width + 1,), line, flat.data, strides=(step,))
-    return windows[starts.ravel() + width].view(pictures.dtype).reshape(-1, width * channels)
+    lines: np.ndarray = windows[starts.ravel() + width]
+    return lines.view(pictures.dtype).reshape(-1, width * channels)

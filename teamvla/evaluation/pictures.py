@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from teamvla.evaluation.suites import OpenActor, Suite
+from teamvla.evaluation.suites import OpenActor, Score, Suite
 from teamvla.files import publish
 from teamvla.rollout import rollout
 from teamvla.sim import make_env
@@ -27,6 +27,13 @@ class Film:
     success: bool
     steps: int
     frames: tuple[np.ndarray, ...]
+
+
+def choose(score: Score, count: int) -> list[int]:
+    """Episodes worth a look: up to half of them failures, the rest the first successes."""
+    failures = [trial.index for trial in score.trials if not trial.success][: count // 2]
+    successes = [trial.index for trial in score.trials if trial.success]
+    return sorted(failures + successes[: count - len(failures)]) or [0]
 
 
 def film(suite: Suite, open_actor: OpenActor, indices: Sequence[int], every: int = 4) -> list[Film]:

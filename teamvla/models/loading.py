@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from teamvla.models.base import Policy, PolicyConfig, build_policy
 
 from teamvla.checkpoint import Header, read_checkpoint
 from teamvla.config import Project
 from teamvla.contract import Contract
 from teamvla.errors import CheckpointError
+from teamvla.models.base import Policy, PolicyConfig, build_policy
 
 PROBE_TOLERANCE = 0.02
 Tensors = dict[str, np.ndarray]

@@ -25,11 +25,15 @@ _PEAK_OVER_MEAN = 1.6  # a minimum-jerk motion peaks at 1.875 times its mean spe
 class ExpertConfig(Settings):
     """How briskly a scripted expert works."""
 
-    free_speed: float = Field(0.35, gt=0, description="Speed of moves through free space, m/s.")
-    careful_speed: float = Field(0.20, gt=0, description="Speed near and with objects, m/s.")
-    turn_speed: float = Field(1.5, gt=0, description="Speed of turning a tool, rad/s.")
-    close_steps: int = Field(8, ge=1, description="Steps that a gripper gets to close.")
-    hold_steps: int = Field(12, ge=1, description="Steps of standing still at the end.")
+    free_speed: float = Field(
+        default=0.35, gt=0, description="Speed of moves through free space, m/s."
+    )
+    careful_speed: float = Field(
+        default=0.20, gt=0, description="Speed near and with objects, m/s."
+    )
+    turn_speed: float = Field(default=1.5, gt=0, description="Speed of turning a tool, rad/s.")
+    close_steps: int = Field(default=8, ge=1, description="Steps that a gripper gets to close.")
+    hold_steps: int = Field(default=12, ge=1, description="Steps of standing still at the end.")
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,15 @@ class InverseKinematics:
         self, arm: str, joints: FloatArray, position: FloatArray, rotation: FloatArray
     ) -> FloatArray:
         at, facing = self.tool(arm, joints)
-        turn = 0.5 * sum(np.cross(facing[:, k], rotation[:, k]) for k in range(3))
-        return np.concatenate([position - at, _ROTATION_WEIGHT * turn])
+        missing = rotation @ facing.T
+        turn = np.array(
+            [
+                missing[2, 1] - missing[1, 2],
+                missing[0, 2] - missing[2, 0],
+                missing[1, 0] - missing[0, 1],
+            ]
+        )
+        return np.concatenate([position - at, 0.5 * _ROTATION_WEIGHT * turn])
 
     def _step(self, arm: str, error: FloatArray) -> FloatArray:
         """J^T (J J^T + lambda^2 I)^-1 error, each joint's part clipped."""
@@ -86,7 +93,7 @@ class InverseKinematics:
         jacobian = np.vstack([moves[:, address.dofs], _ROTATION_WEIGHT * turns[:, address.dofs]])
         damped = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
         step = jacobian.T @ np.linalg.solve(damped, error)
-        return np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
+        return np.asarray(np.clip(step, -_LONGEST_STEP, _LONGEST_STEP))
 
 
 def pointing_down(yaw: float) -> FloatArray:

@@ -29,9 +29,18 @@ TIMESTEP_S = 0.005
 SUBSTEPS = 10  # physics steps of one control step
 CONTROL_HZ = 20.0
 
-_SHELL: Colour = (0.90, 0.91, 0.93)
-_DARK: Colour = (0.22, 0.23, 0.27)
-_ACCENT: dict[str, Colour] = {"a": (0.95, 0.55, 0.38), "b": (0.38, 0.66, 0.95)}
+SUN_POSITION: Vector = (0.75, -0.45, 1.9)
+SUN_STRENGTH = 0.5
+
+_SHELL: Colour = (0.93, 0.93, 0.92)
+_DARK: Colour = (0.20, 0.21, 0.25)
+_PALM: Colour = (0.36, 0.38, 0.44)
+_ELBOW: dict[str, Colour] = {"a": (0.96, 0.55, 0.36), "b": (0.36, 0.66, 0.93)}
+_TABLE: Colour = (0.72, 0.77, 0.79)
+# The surroundings are a backdrop that blends from one to the other. A floor they are not:
+# mj_multiRay culls geoms that reach all around the camera where it should not.
+GROUND: Colour = (0.80, 0.78, 0.75)
+SKY: Colour = (0.88, 0.91, 0.95)
 _UNTOUCHABLE = {"contype": 0, "conaffinity": 0}  # links pass through each other
 _SKIN = {"condim": 4, "solimp": (0.95, 0.99, 0.001), "solref": (0.008, 1.0)}
 
@@ -82,7 +91,7 @@ CAMERA_FIELDS = ("rgb_a", "rgb_b")
 VIEWS = (
     View("rgb_a", (0.05, 0.02, 0.85), (0.45, 0.15, 0.03), 48.0),
     View("rgb_b", (0.05, -0.02, 0.85), (0.45, -0.15, 0.03), 48.0),
-    View("overview", (1.42, -0.78, 0.86), (0.26, 0.02, 0.12), 38.0),
+    View("overview", (1.55, -0.95, 1.02), (0.27, -0.03, 0.06), 41.0),
 )
 
 
@@ -107,7 +116,7 @@ def scene_xml(add_objects: Callable[[Element], None]) -> str:
     root = ElementTree.Element("mujoco", model="two_arm")
     _add_physics(root)
     world = add(root, "worldbody")
-    _add_room(world)
+    _add_room(root, world)
     for view in VIEWS:
         add(world, "camera", name=view.name, **_aim(view))
     for arm in ARMS:
@@ -162,7 +171,7 @@ def _add_physics(root: Element) -> None:
     add(option, "flag", autoreset="disable")
     visual = add(root, "visual")
     add(visual, "global", offwidth=1280, offheight=960)
-    add(visual, "headlight", ambient=(0.34,) * 3, diffuse=(0.22,) * 3, specular=(0.0,) * 3)
+    add(visual, "headlight", ambient=(0.40,) * 3, diffuse=(0.20,) * 3, specular=(0.0,) * 3)
     defaults = add(root, "default")
     add(defaults, "joint", armature=0.05, damping=1)
     add(defaults, "geom", friction=(0.8, 0.005, 0.0001))
@@ -172,26 +181,24 @@ def _add_physics(root: Element) -> None:
     add(thing, "geom", friction=(1.0, 0.01, 0.0005), **_SKIN)
 
 
-def _add_room(world: Element) -> None:
+def _add_room(root: Element, world: Element) -> None:
+    sky = {"type": "skybox", "builtin": "gradient", "width": 64, "height": 384}
+    add(add(root, "asset"), "texture", name="sky", **sky, rgb1=SKY, rgb2=GROUND)
     add(
         world,
         "light",
         name="sun",
-        pos=(0.15, 0.35, 1.9),
+        pos=SUN_POSITION,
         dir=(0.1, -0.2, -1.0),
-        diffuse=(0.55,) * 3,
+        diffuse=(SUN_STRENGTH,) * 3,
         specular=(0.0,) * 3,
         cutoff=90,
+        exponent=0,
     )
-    table = add(world, "body", name="table")
-    box = {"type": "box", "friction": (0.8, 0.005, 0.0001)}
-    top = {"size": (0.5, 0.7, 0.02), "pos": (0.35, 0.0, -0.02)}
-    add(table, "geom", name="table", **box, **top, rgba=paint((0.66, 0.70, 0.73)))
-    for x, y in ((-0.1, -0.63), (-0.1, 0.63), (0.8, -0.63), (0.8, 0.63)):
-        legs = {"size": (0.022, 0.33), "pos": (x, y, -0.37), "rgba": paint(_DARK)}
-        add(table, "geom", type="cylinder", **legs, **_UNTOUCHABLE)
-    floor = {"size": (0.0, 0.0, 0.05), "pos": (0.0, 0.0, -0.7), "rgba": paint((0.80, 0.77, 0.73))}
-    add(world, "geom", name="floor", type="plane", **floor, **_UNTOUCHABLE)
+    top = {"size": (0.5, 0.7, 0.02), "pos": (0.35, 0.0, -0.02), "rgba": paint(_TABLE)}
+    add(world, "geom", name="table", type="box", **top)
+    stand = {"size": (0.16, 0.24, 0.58), "pos": (0.35, 0.0, -0.62), "rgba": paint(_PALM)}
+    add(world, "geom", name="stand", type="box", **stand, **_UNTOUCHABLE)
 
 
 def _add_arm(world: Element, arm: str) -> None:
@@ -205,7 +212,7 @@ def _add_arm(world: Element, arm: str) -> None:
             _add_shell(body, joint, JOINTS[number + 1])
     elbow = world.find(f".//body[@name='{arm}_l3']")
     assert elbow is not None
-    add(elbow, "geom", type="sphere", size=(0.042,), rgba=paint(_ACCENT[arm]), **_UNTOUCHABLE)
+    add(elbow, "geom", type="sphere", size=(0.042,), rgba=paint(_ELBOW[arm]), **_UNTOUCHABLE)
     _add_gripper(body, arm)
 
 
@@ -217,7 +224,7 @@ def _add_shell(body: Element, joint: Joint, following: Joint) -> None:
 
 def _add_gripper(hand: Element, arm: str) -> None:
     palm = {"size": (0.015, 0.055, 0.018), "pos": (0.01, 0.0, 0.0), "mass": 0.15}
-    add(hand, "geom", name=f"{arm}_palm", type="box", **palm, rgba=paint(_ACCENT[arm]))
+    add(hand, "geom", name=f"{arm}_palm", type="box", **palm, rgba=paint(_PALM))
     add(hand, "site", name=f"{arm}_tcp", pos=TOOL, size=(0.005,), group=4)
     for finger, side in ((f"{arm}_f1", 1.0), (f"{arm}_f2", -1.0)):
         body = add(hand, "body", name=finger, pos=(0.025, 0.0, 0.0), gravcomp=1)

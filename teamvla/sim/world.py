@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +62,8 @@ class World:
         self.model: Any = mujoco.MjModel.from_xml_string(xml)
         self.data: Any = mujoco.MjData(self.model)
         self.arms = {arm: self._address(arm) for arm in ARMS}
+        count = self.model.ngeom
+        self._geom_ids = {self.model.geom(index).name: index for index in range(count)}
         self._masses = self.model.body_mass.copy()
         self._inertias = self.model.body_inertia.copy()
         self._scratch: Any = mujoco.MjData(self.model)
@@ -148,22 +149,32 @@ class World:
         self.model.body_inertia[index] = self._inertias[index] * factor
         mujoco.mj_setConst(self.model, self._scratch)
 
+    def set_colour(self, geom: str, colour: FloatArray) -> None:
+        """Paint a geom, float[3] in 0..1."""
+        self.model.geom(geom).rgba[:3] = np.clip(colour, 0.0, 1.0)
+
+    def set_light(self, position: FloatArray, strength: float) -> None:
+        """Move the light (m, world) and set how bright it is, 0..1."""
+        self.model.light_pos[0] = position
+        self.model.light_diffuse[0] = strength
+
     def geoms(self, *names: str) -> frozenset[int]:
         """Ids of the named geoms."""
-        return frozenset(int(self.model.geom(name).id) for name in names)
+        return frozenset(self._geom_ids[name] for name in names)
 
-    def touching(self, left: Iterable[int], right: Iterable[int]) -> bool:
+    def touching(self, left: frozenset[int], right: frozenset[int]) -> bool:
         """Whether any geom of one set is in contact with any of the other."""
-        ones, others = list(left), list(right)
-        first, second = self.data.contact.geom.T
-        forth = np.isin(first, ones) & np.isin(second, others)
-        back = np.isin(first, others) & np.isin(second, ones)
-        return bool((forth | back).any())
+        return any(
+            (first in left and second in right) or (first in right and second in left)
+            for first, second in self._contacts()
+        )
 
-    def fingers_on(self, arm: str, geoms: Iterable[int]) -> int:
+    def fingers_on(self, arm: str, geoms: frozenset[int]) -> int:
         """How many of the arm's two fingers touch any of ``geoms``."""
-        targets = list(geoms)
-        return sum(self.touching([pad], targets) for pad in self.arms[arm].finger_geoms)
+        pairs = self._contacts()
+        touched = {first for first, second in pairs if second in geoms}
+        touched |= {second for first, second in pairs if first in geoms}
+        return len(touched.intersection(self.arms[arm].finger_geoms))
 
     def state(self) -> FloatArray:
         """The physics state as one vector."""
@@ -172,12 +183,14 @@ class World:
         return vector
 
     def restore(self, vector: FloatArray) -> None:
-        """Put back what :meth:`state` gave; SimulationError if it has another length."""
-        size = mujoco.mj_stateSize(self.model, _STATE)
-        if vector.shape != (size,):
-            raise SimulationError("state 'physics'", f"{size} numbers", f"shape {vector.shape}")
+        """Put back what :meth:`state` gave."""
         mujoco.mj_setState(self.model, self.data, vector, _STATE)
         mujoco.mj_step1(self.model, self.data)
+
+    def _contacts(self) -> list[list[int]]:
+        """Pairs of geoms in contact."""
+        pairs: list[list[int]] = self.data.contact.geom.tolist()
+        return pairs
 
     def _address(self, arm: str) -> ArmAddress:
         model = self.model

@@ -50,7 +50,7 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> bool:
                 metrics.update(values)
                 run.journal.write("train", run.state, values)
 
-            finished = train_one_epoch(
+            train_one_epoch(
                 run.learner,
                 run.train_loader,
                 log_every=run.config.log_every,
@@ -59,7 +59,7 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> bool:
                 stop=stop,
             )
             run.state.seconds += time.perf_counter() - started
-            if not finished:
+            if run.train_loader.batch_sampler.epoch == run.state.epoch:  # stopped on the way
                 _save(run, "last.ckpt")
                 return False
             _end_epoch(run, stop)
@@ -89,20 +89,20 @@ def _end_epoch(run: Run, stop: Callable[[], bool]) -> None:
     """Validate, perhaps roll out, and publish the checkpoints of a finished epoch."""
     state = run.state
     state.epoch += 1
-    run.train_loader.batch_sampler.set_epoch(state.epoch)
     weights = run.learner.best_weights
-    val = {"loss": 0.0}
+    val_loss = None
     if run.val_loader is not None:
         val = evaluate(weights, run.val_loader, run.learner.device)
         run.journal.write("val", state, val)
+        val_loss = val["loss"]
     score = _rank(run, weights, stop) if _is_ranked(run) else None
     success = score.success_rate if score is not None else None
     better = (score is not None or not run.config.rollout_every) and state.is_better(
-        success, val["loss"]
+        success, val_loss
     )
     if better:
         state.best_epoch, state.best_success = state.epoch, success
-        state.best_val_loss = val["loss"]
+        state.best_val_loss = val_loss
     path = _save(run, "last.ckpt")
     if state.epoch % run.config.checkpoint_every == 0 or state.epoch == run.config.epochs:
         duplicate(path, run.checkpoints / f"epoch_{state.epoch:04d}.ckpt")

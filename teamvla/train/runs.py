@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ from teamvla import seeds
 from teamvla.checkpoint import read_header
 from teamvla.config import Project
 from teamvla.contract import Contract
-from teamvla.data.dataloader import DatasetConfig, MultiTaskDataset, make_dataloader
+from teamvla.data.dataloader import DatasetConfig, make_dataloader
 from teamvla.errors import CheckpointError, ConfigError, InputError
 from teamvla.files import publish
 from teamvla.models.base import Policy, PolicyConfig, build_policy
@@ -35,6 +36,8 @@ from teamvla.train.schedulers import (
 )
 from teamvla.train.trainer import Learner, TrainerConfig, TrainingState, wants_bf16
 
+_LOG = logging.getLogger(__name__)
+
 
 def set_seed(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators, each with a stream of its own."""
@@ -49,18 +52,17 @@ def build_data(config: DatasetConfig) -> tuple[Any, Any | None]:
     The held-out loader is neither shuffled nor augmented.
     """
     train = make_dataloader(config)
-    plain = {"split": "val", "shuffle": False, "transforms": (), "drop_last": False}
-    held_out = config.model_copy(update=plain)
-    if not len(MultiTaskDataset(held_out)):
+    try:
+        return train, make_dataloader(config.held_out())
+    except InputError as error:
+        _LOG.warning("training without validation: %s", error)
         return train, None
-    return train, make_dataloader(held_out)
 
 
 def build_model(project: Project, contract: Contract, statistics: dict[str, Any] | None) -> Policy:
     """The policy of section ``model``, trained with the losses of section ``loss``."""
-    policy = build_policy(project.section("model", PolicyConfig), contract, statistics)
-    policy.loss_config = project.section("loss", LossConfig)
-    return policy
+    config, loss = project.section("model", PolicyConfig), project.section("loss", LossConfig)
+    return build_policy(config, contract, statistics, loss, seed=project.session.seed)
 
 
 @dataclass
@@ -100,7 +102,7 @@ def open_run(project: Project, folder: Path) -> Run:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     set_seed(project.session.seed)
-    train_loader, val_loader = build_data(project.section("dataset", DatasetConfig))
+    train_loader, val_loader = build_data(_dataset_config(project))
     data = train_loader.dataset
     if config.rollout_every:
         simulated = make_env(project.section("task", TaskConfig)).contract
@@ -117,14 +119,20 @@ def open_run(project: Project, folder: Path) -> Run:
     return Run(folder, project, config, learner, train_loader, val_loader, meta, journal)
 
 
+def _dataset_config(project: Project) -> DatasetConfig:
+    config = project.section("dataset", DatasetConfig)
+    chunk = project.section("model", PolicyConfig).chunk_size
+    if config.chunk_size != chunk:
+        raise ConfigError(
+            "dataset.chunk_size", f"model.chunk_size = {chunk}", str(config.chunk_size),
+            "Set both to the same.",
+        )  # fmt: skip
+    return config
+
+
 def _build_learner(
     project: Project, config: TrainerConfig, policy: Policy, device: torch.device, batches: int
 ) -> Learner:
-    if not batches:
-        raise ConfigError(
-            "dataset.batch_size", "at most the number of training steps", "more",
-            "Lower it, or record more episodes.",
-        )  # fmt: skip
     optimizer = make_optimizer(policy, project.section("optimizer", OptimizerConfig))
     schedule = project.section("scheduler", SchedulerConfig)
     scheduler = make_scheduler(optimizer, schedule, config.epochs * batches)
@@ -143,6 +151,8 @@ def start_run(
             str(folder), "a new folder", "one that holds a run",
             f"Continue it with `teamvla train --resume {folder}`, or choose another --out.",
         )  # fmt: skip
+    if "seed" not in project.source.data.get("dataset", {}):
+        project = project.replace("dataset", seed=project.session.seed)
     run = open_run(project, folder)
     if init_checkpoint is not None:
         init_from(init_checkpoint, run.learner)

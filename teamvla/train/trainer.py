@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -68,19 +69,20 @@ class TrainingState:
     best_success: float | None = None
     best_val_loss: float | None = None
 
-    def is_better(self, success: float | None, val_loss: float) -> bool:
-        """Whether these beat the best so far: by success, then by validation loss."""
-        if self.best_epoch is None:
-            return True
-        if success is None and self.best_success is not None:
-            return False
-        known = self.best_success if self.best_success is not None else -1.0
-        best_loss = self.best_val_loss if self.best_val_loss is not None else float("inf")
-        # A later checkpoint with as many successes has seen more: it wins a tie of losses too.
-        return (success if success is not None else -1.0, -val_loss) >= (known, -best_loss)
+    def is_better(self, success: float | None, val_loss: float | None) -> bool:
+        """Whether a checkpoint beats the best: by success, then by loss, then by being later.
+
+        What was not measured ranks below everything that was.
+        """
+        best = (self.best_success, self.best_val_loss)
+        return self.best_epoch is None or _rank(success, val_loss) >= _rank(*best)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _rank(success: float | None, val_loss: float | None) -> tuple[float, float]:
+    return (-1.0 if success is None else success, -math.inf if val_loss is None else -val_loss)
 
 
 @dataclass
@@ -149,8 +151,8 @@ def train_one_epoch(
     on_step: Callable[[], None] = lambda: None,
     on_metrics: Callable[[Metrics], None] = lambda metrics: None,
     stop: Callable[[], bool] = lambda: False,
-) -> bool:
-    """Train on what is left of an epoch; False if ``stop`` cut it short.
+) -> None:
+    """Train on what is left of an epoch, or until ``stop`` turns true.
 
     Args:
         batches: yields batches as ``make_dataloader`` does.
@@ -162,21 +164,18 @@ def train_one_epoch(
     """
     learner.policy.train()
     window = Window()
-    completed = True
     for batch in batches:
         window.add(learner.step(to_device(batch, learner.device)))
         on_step()
         if learner.state.step % log_every == 0:
             on_metrics(_checked(window.take(), learner))
         if stop():
-            completed = False
-            break
-    return completed
+            return
 
 
 def _checked(metrics: Metrics, learner: Learner) -> Metrics:
     loss = metrics["loss"]
-    if not loss - loss == 0:
+    if not math.isfinite(loss):
         raise TeamVLAError(
             f"training step {learner.state.step}", "a finite loss", str(loss),
             "Lower optimizer.lr, or look at the data with `teamvla validate`.",

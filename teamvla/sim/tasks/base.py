@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from teamvla.config.settings import Settings
 from teamvla.registry import Registry
@@ -19,35 +19,45 @@ if TYPE_CHECKING:
     from teamvla.sim.scene import Element
     from teamvla.sim.world import World
 
+
+def _in_order(span: tuple[float, float]) -> tuple[float, float]:
+    if span[0] > span[1]:
+        raise ValueError(f"the first of {list(span)} is greater than the second")
+    return span
+
+
 #: What was drawn for one episode, by name; numbers only, so that a state can hold it.
 Variation = dict[str, NDArray[np.float64]]
-Span = tuple[float, float]
+Span = Annotated[tuple[float, float], AfterValidator(_in_order)]
 
 
 class CameraConfig(Settings):
     """The two cameras of the observation."""
 
-    height: int = Field(64, ge=8, le=2048, description="Rows of a picture.")
-    width: int = Field(64, ge=8, le=2048, description="Columns of a picture.")
+    height: int = Field(default=64, ge=8, le=2048, description="Rows of a picture.")
+    width: int = Field(default=64, ge=8, le=2048, description="Columns of a picture.")
     renderer: Literal["ray", "gl"] = Field(
-        "ray", description="ray: cast in NumPy, runs anywhere; gl: OpenGL, needs EGL or OSMesa."
+        default="ray",
+        description="ray: cast in NumPy, runs anywhere; gl: OpenGL, needs EGL or OSMesa.",
     )
-    shadows: bool = Field(False, description="Hard shadows; they nearly double the cost.")
+    shadows: bool = Field(default=False, description="Hard shadows; they nearly double the cost.")
 
 
 class TaskConfig(Settings):
     """What every task can be told; each task adds its own keys."""
 
-    name: str = Field("lift", description="Which task.")
+    name: str = Field(default="lift", description="Which task.")
     instructions: tuple[str, ...] = Field(
-        ("do the task",), min_length=1, description="Phrasings; one is drawn per episode."
+        default=("do the task",), min_length=1, description="Phrasings; one is drawn per episode."
     )
-    max_steps: int = Field(150, ge=1, description="Control steps after which an episode ends.")
+    max_steps: int = Field(
+        default=150, ge=1, description="Control steps after which an episode ends."
+    )
     hold_steps: int = Field(
-        5, ge=1, description="Consecutive steps for which success must hold (20 a second)."
+        default=5, ge=1, description="Consecutive steps for which success must hold (20 a second)."
     )
-    camera: CameraConfig = CameraConfig()
-    expert: ExpertConfig = ExpertConfig()
+    camera: CameraConfig = Field(default=CameraConfig(), description="Cameras of both arms.")
+    expert: ExpertConfig = Field(default=ExpertConfig(), description="The scripted expert.")
 
     @classmethod
     def choose(cls, data: dict[str, Any]) -> type[Settings]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from teamvla.config.settings import Settings
-from teamvla.sim.tasks.base import Span, TaskConfig
+from teamvla.sim.experts import CLOSED, OPEN, Move, Target
+from teamvla.sim.scene import ARMS, SUN_POSITION, SUN_STRENGTH, Element, add, paint
+from teamvla.sim.tasks.base import Span, Task, TaskConfig, Variation
 
 if TYPE_CHECKING:
-    pass
+    from teamvla.sim.world import FloatArray, World
 
 _REST_Z = 0.012  # height of the tray's centre when it lies on the table, m
 _HANDLE_Y = {"a": 0.19, "b": -0.19}  # along the tray, m
-_HANDLE_COLOUR = {"a": (0.86, 0.12, 0.16), "b": (0.10, 0.22, 0.86)}
+_HANDLE_COLOUR = {"a": (0.90, 0.10, 0.14), "b": (0.08, 0.20, 0.90)}
+_TRAY_COLOUR = (0.90, 0.72, 0.32)
+_PARTS = ("tray", "handle_a", "handle_b")
 _GRASP_Z = 0.016  # of the tools above the tray's centre, m
 _CLEARANCE_Z = 0.12  # of the tools above the handles before they go down, m
+_RAISE_Z = 0.20  # how far the expert lifts, m
 # A parallel gripper could take a handle in two ways half a turn apart. Each arm always
 # uses the one that turns its wrist less: were the nearer one chosen anew every time, the
 # demonstrations would jump where the tray's yaw is 0.
@@ -25,18 +31,20 @@ _BRANCH = {"a": 0.0, "b": np.pi}
 
 
 class LiftReward(Settings):
-    """Weights of the shaped reward; they should add up to 1."""
+    """Weights of the shaped reward; it lies in 0..1 if they add up to 1."""
 
-    reach: float = Field(0.25, ge=0, description="Tools near their handles.")
-    grasp: float = Field(0.25, ge=0, description="Fingers on their handles.")
-    raise_: float = Field(0.5, ge=0, alias="raise", description="Height while both hold.")
+    reach: float = Field(default=0.25, ge=0, description="Tools near their handles.")
+    grasp: float = Field(default=0.25, ge=0, description="Fingers on their handles.")
+    height: float = Field(
+        default=0.5, ge=0, description="Rise of the tray while both arms hold it."
+    )
 
 
 class LiftConfig(TaskConfig):
-    """The lift task. Spans are (least, greatest) of a uniform distribution."""
+    """The lift task. Spans are the ends of a uniform distribution."""
 
     instructions: tuple[str, ...] = Field(
-        (
+        default=(
             "lift the tray with both arms",
             "raise the tray off the table together",
             "pick up the tray by its two handles",
@@ -45,14 +53,135 @@ class LiftConfig(TaskConfig):
         min_length=1,
         description="Phrasings; one is drawn per episode.",
     )
-    tray_x: Span = Field((0.36, 0.48), description="Forward position of the tray, m.")
-    tray_y: Span = Field((-0.06, 0.06), description="Sideways position of the tray, m.")
-    tray_yaw: Span = Field((-0.25, 0.25), description="Heading of the tray, rad.")
-    tray_mass: Span = Field((0.8, 1.3), description="Factor on the tray's 0.35 kg.")
-    tray_colour: float = Field(0.08, ge=0, le=0.3, description="Greatest change of each channel.")
-    light_shift: float = Field(0.25, ge=0, le=1, description="Greatest shift of the light, m.")
-    light_level: Span = Field((0.9, 1.1), description="Factor on the light's strength.")
-    height: float = Field(0.12, gt=0, description="Rise of the tray that counts as lifted, m.")
-    max_tilt: float = Field(0.25, gt=0, description="Greatest tilt that counts as level, rad.")
-    max_speed: float = Field(0.15, gt=0, description="Greatest speed that counts as still, m/s.")
-    reward: LiftReward = LiftReward()
+    tray_x: Span = Field(default=(0.36, 0.48), description="Forward position of the tray, m.")
+    tray_y: Span = Field(default=(-0.06, 0.06), description="Sideways position of the tray, m.")
+    tray_yaw: Span = Field(default=(-0.25, 0.25), description="Heading of the tray, rad.")
+    tray_mass: Span = Field(default=(0.8, 1.3), description="Factor on the tray's 0.35 kg.")
+    tray_colour: float = Field(
+        default=0.08, ge=0, le=0.3, description="Greatest change of each channel."
+    )
+    light_shift: float = Field(
+        default=0.25, ge=0, le=1, description="Greatest shift of the light, m."
+    )
+    light_level: Span = Field(default=(0.9, 1.1), description="Factor on the light's strength.")
+    rise: float = Field(
+        default=0.12, gt=0, description="Rise of the tray that counts as lifted, m."
+    )
+    max_tilt: float = Field(
+        default=0.25, gt=0, description="Greatest tilt that counts as level, rad."
+    )
+    max_speed: float = Field(
+        default=0.15, gt=0, description="Greatest speed that counts as slow, m/s."
+    )
+    reward: LiftReward = Field(default=LiftReward(), description="Weights of the reward.")
+
+
+class LiftTask(Task):
+    """Success: the tray is high, level and slow, off the table, and each gripper has both
+    fingers on its own handle. One arm alone can never meet it.
+
+    Reward of a step: ``reach * mean_arms(1 - tanh(5 d)) + grasp * (fingers on handles) / 4
+    + height * min(1, rise / goal)``, the last part only while both arms hold; d is the
+    distance in m from a tool to its handle.
+    """
+
+    Config: ClassVar[type[TaskConfig]] = LiftConfig
+    config: LiftConfig
+
+    def add_objects(self, world: Element) -> None:
+        tray = add(world, "body", name="tray", pos=(0.42, 0.0, _REST_Z))
+        add(tray, "freejoint")
+        plate = {"size": (0.05, 0.17, 0.012), "mass": 0.25, "rgba": paint(_TRAY_COLOUR)}
+        add(tray, "geom", name="tray", class_="object", type="box", **plate)
+        inset = {"size": (0.040, 0.155, 0.012), "pos": (0.0, 0.0, 0.0006), "mass": 0}
+        look = {"contype": 0, "conaffinity": 0, "rgba": paint(_TRAY_COLOUR)}
+        add(tray, "geom", name="tray_inset", type="box", **inset, **look)
+        for arm in ARMS:
+            block = {"size": (0.014, 0.03, 0.022), "pos": (0.0, _HANDLE_Y[arm], 0.012)}
+            look = {"mass": 0.05, "rgba": paint(_HANDLE_COLOUR[arm])}
+            name = f"handle_{arm}"
+            add(tray, "geom", name=name, class_="object", type="box", **block, **look)
+
+    def draw(self, rng: np.random.Generator) -> Variation:
+        config = self.config
+        spans = (config.tray_x, config.tray_y, config.tray_yaw)
+        return {
+            "instruction": np.array(float(rng.integers(len(config.instructions)))),
+            "tray_pose": np.array([rng.uniform(*span) for span in spans]),
+            "tray_mass": np.array(rng.uniform(*config.tray_mass)),
+            "tray_colour": _TRAY_COLOUR + config.tray_colour * rng.uniform(-1, 1, 3),
+            "light": SUN_POSITION + config.light_shift * rng.uniform(-1, 1, 3),
+            "light_level": np.array(rng.uniform(*config.light_level)),
+        }
+
+    def vary(self, world: World, variation: Variation) -> None:
+        world.set_mass("tray", float(variation["tray_mass"]))
+        world.set_colour("tray", variation["tray_colour"])
+        world.set_colour("tray_inset", 0.8 * variation["tray_colour"])
+        world.set_light(variation["light"], SUN_STRENGTH * float(variation["light_level"]))
+
+    def place(self, world: World, variation: Variation) -> None:
+        x, y, yaw = variation["tray_pose"]
+        world.place("tray", np.array([x, y, _REST_Z]), float(yaw))
+
+    def success(self, world: World) -> bool:
+        config = self.config
+        position, rotation = world.pose("tray")
+        high = position[2] - _REST_Z > config.rise
+        level = rotation[2, 2] > np.cos(config.max_tilt)
+        slow = world.speed("tray") < config.max_speed
+        return bool(high and level and slow and self._held(world) and not self._resting(world))
+
+    def reward(self, world: World) -> float:
+        weights = self.config.reward
+        position, rotation = world.pose("tray")
+        gaps = [
+            float(np.linalg.norm(world.tool(arm) - _handle(arm, position, rotation)))
+            for arm in ARMS
+        ]
+        near = sum(1.0 - np.tanh(5.0 * gap) for gap in gaps) / len(ARMS)
+        fingers = sum(self._fingers(world, arm) for arm in ARMS) / (2 * len(ARMS))
+        rise = np.clip((position[2] - _REST_Z) / self.config.rise, 0.0, 1.0)
+        raised = rise if self._held(world) else 0.0
+        return float(weights.reach * near + weights.grasp * fingers + weights.height * raised)
+
+    def script(self, world: World) -> Iterator[Move]:
+        pace = self.config.expert
+        above = np.array([0.0, 0.0, _GRASP_Z + _CLEARANCE_Z])
+        yield Move("approach", _grasps(world, above, OPEN), speed=pace.free_speed)
+        # The tray is looked at again: something may have moved it on the way.
+        grasp = np.array([0.0, 0.0, _GRASP_Z])
+        reached = _grasps(world, grasp, OPEN)
+        yield Move("descend", reached, speed=pace.careful_speed)
+        closed = {arm: Target(goal.position, goal.yaw, CLOSED) for arm, goal in reached.items()}
+        yield Move("close", closed, steps=pace.close_steps)
+        up = np.array([0.0, 0.0, _RAISE_Z])
+        raised = {arm: Target(goal.position + up, goal.yaw, CLOSED) for arm, goal in closed.items()}
+        yield Move("lift", raised, speed=pace.careful_speed)
+        yield Move("hold", raised, steps=pace.hold_steps)
+
+    def _fingers(self, world: World, arm: str) -> int:
+        return world.fingers_on(arm, world.geoms(f"handle_{arm}"))
+
+    def _held(self, world: World) -> bool:
+        return all(self._fingers(world, arm) == 2 for arm in ARMS)
+
+    def _resting(self, world: World) -> bool:
+        return world.touching(world.geoms(*_PARTS), world.geoms("table"))
+
+
+def _handle(arm: str, position: FloatArray, rotation: FloatArray) -> FloatArray:
+    """Where the tool of ``arm`` belongs on its handle, m."""
+    along: FloatArray = rotation[:, 1] * _HANDLE_Y[arm]
+    above = np.array([0.0, 0.0, _GRASP_Z])
+    return np.asarray(position + along + above)
+
+
+def _grasps(world: World, offset: FloatArray, grip: float) -> dict[str, Target]:
+    """Targets of both tools, ``offset`` from the centres of the handles as they lie now."""
+    position, rotation = world.pose("tray")
+    yaw = float(np.arctan2(rotation[1, 0], rotation[0, 0]))
+    return {
+        arm: Target(position + rotation[:, 1] * _HANDLE_Y[arm] + offset, yaw + _BRANCH[arm], grip)
+        for arm in ARMS
+    }

@@ -1,0 +1,225 @@
+"""``teamvla ckpt-inspect``: what a checkpoint says of itself, read from its header alone."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from textwrap import wrap
+from typing import Annotated, Any
+
+import typer
+
+from teamvla.checkpoint import Header, TensorInfo, read_header, verify_digest
+from teamvla.cli.console import Result, Style
+from teamvla.cli.tree import cut, inline, printable, tree
+from teamvla.errors import InputError
+
+_DEPTH = 2
+_SCHEMA = "teamvla.ckpt-inspect/1"
+
+
+def ckpt_inspect(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="A checkpoint file.")],
+    tensors: Annotated[
+        str | None, typer.Option("--tensors", metavar="GLOB", help="List matching tensors.")
+    ] = None,
+    section: Annotated[
+        str | None, typer.Option("--section", metavar="NAME", help="Print one section in full.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the whole file and check its digest.")
+    ] = False,
+) -> Result:
+    """Describe a checkpoint without loading it.
+
+    Only the header is read, whatever the size of the file; nothing in it is ever
+    executed.
+    """
+    header = verify_digest(checkpoint) if verify else read_header(checkpoint)
+    if section is not None:
+        return _one_section(header, section)
+    if tensors is not None:
+        return _matching_tensors(header, tensors)
+    return Result(
+        _SCHEMA,
+        {**_file_facts(header, verify), "tensors": [_tensor_facts(t) for t in header.tensors]},
+        human=lambda style: "\n".join(_overview(header, verify, style)),
+        next_command=f"teamvla eval {shlex.quote(checkpoint)}",
+    )
+
+
+def _one_section(header: Header, name: str) -> Result:
+    if name not in header.meta:
+        from teamvla.registry import did_you_mean
+
+        known = did_you_mean(name, [*header.meta])
+        raise InputError(str(header.path), "a section of the header", repr(name), known)
+    value = header.meta[name]
+    data = {"path": header.path, "section": name, "value": value}
+    return Result(_SCHEMA, data, human="\n".join(tree(value)))
+
+
+def _matching_tensors(header: Header, pattern: str) -> Result:
+    chosen = [tensor for tensor in header.tensors if fnmatchcase(tensor.name, pattern)]
+    data = {"path": header.path, "tensors": [_tensor_facts(tensor) for tensor in chosen]}
+    if not chosen:
+        text = f"none of {len(header.tensors)} tensors matches {pattern!r}"
+        return Result(_SCHEMA, data, human=text, exit_code=1)
+    return Result(_SCHEMA, data, human=lambda style: "\n".join(_tensor_table(chosen, style)))
+
+
+def _file_facts(header: Header, verified: bool) -> dict[str, Any]:
+    return {
+        "path": header.path,
+        "bytes": header.file_bytes,
+        "sha256": header.sha256,
+        "verified": verified,
+        "parameters": sum(tensor.numel for tensor in _model(header)),
+        "modules": {name: sum(t.numel for t in group) for name, group in _modules(header)},
+        **header.meta,
+    }
+
+
+def _tensor_facts(tensor: TensorInfo) -> dict[str, Any]:
+    facts = {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+    return {**facts, "bytes": tensor.nbytes}
+
+
+def _model(header: Header) -> list[TensorInfo]:
+    return [tensor for tensor in header.tensors if tensor.name.startswith("model.")]
+
+
+def _modules(header: Header) -> list[tuple[str, list[TensorInfo]]]:
+    """Modules of the model down to a depth of two, each before its children."""
+    groups: dict[str, list[TensorInfo]] = {}
+    for tensor in _model(header):
+        parts = tensor.name.split(".")[1:-1] or ["(top)"]
+        for depth in range(1, min(len(parts), _DEPTH) + 1):
+            groups.setdefault(".".join(parts[:depth]), []).append(tensor)
+    return sorted(groups.items())
+
+
+def _overview(header: Header, verified: bool, style: Style) -> Iterator[str]:
+    yield style.bold(printable(header.path))
+    yield from _facts(_summary(header, verified), style)
+    yield from _titled("Parameters", _parameter_table(header, style), style)
+    yield from _titled("Training state", tree(_part(header, "state"), style.width - 2), style)
+    yield from _titled("Contract", _facts(_contract(header), style, ""), style)
+    yield from _titled("Configuration", tree(_part(header, "config"), style.width - 2), style)
+    others = f"--section NAME prints one in full: {', '.join(map(printable, header.meta))}"
+    yield from ("", *(style.dim(line) for line in wrap(others, style.width)))
+
+
+def _titled(title: str, lines: Iterator[str], style: Style) -> Iterator[str]:
+    body = [line for line in lines if line.strip() not in ("", "{}")]
+    if body:
+        yield from ("", style.bold(title), *(f"  {line}" for line in body))
+
+
+def _facts(pairs: dict[str, str], style: Style, indent: str = "  ") -> Iterator[str]:
+    width = max(map(len, pairs), default=0) + 2
+    for name, value in pairs.items():
+        if value:
+            room = style.width - width - 4
+            yield f"{indent}{style.dim(name.ljust(width))}{cut(value, room)}"
+
+
+def _summary(header: Header, verified: bool) -> dict[str, str]:
+    meta, config, state = header.meta, _part(header, "config"), _part(header, "state")
+    model, sections = _model(header), sorted({t.name.partition(".")[0] for t in header.tensors})
+    success = state.get("best_success")
+    trained = [f"{key} {inline(state[key])}" for key in ("epoch", "step") if key in state]
+    if isinstance(success, int | float):
+        trained.append(f"best success {success:.1%}")
+    git = meta.get("git")
+    code = git if isinstance(git, str) else _first(git, "commit", "revision")
+    packages = _part(header, "packages")
+    shown = [f"{name} {packages[name]}" for name in ("teamvla", "torch") if name in packages]
+    return {
+        "kind": inline(meta.get("kind", "unknown")),
+        "policy": _first(config.get("model"), "type"),
+        "task": _first(config.get("task"), "name"),
+        "parameters": f"{sum(t.numel for t in model):,} in {len(model)} tensors",
+        "size": f"{_size(header.file_bytes)} ({', '.join(map(printable, sections))})",
+        "trained": ", ".join(trained),
+        "created": inline(meta.get("created", "")),
+        "made with": printable(", ".join([*shown, f"git {code[:12]}"] if code else shown)),
+        "manifest": inline(meta.get("manifest_digest") or "")[:16],
+        "sha256": f"{header.sha256[:16]} ({'verified' if verified else 'not checked: --verify'})",
+    }
+
+
+def _contract(header: Header) -> dict[str, str]:
+    contract = _part(header, "contract")
+    if not contract:
+        return {}
+    arms = [
+        f"{_first(arm, 'name')} ({_count(arm, 'links')} joints)" for arm in _items(contract, "arms")
+    ]
+    cameras = [
+        f"{_first(camera, 'field')} {_first(camera, 'height')}x{_first(camera, 'width')}"
+        for camera in _items(contract, "cameras")
+    ]
+    units = [inline(contract.get(key, "?")) for key in ("angle_unit", "length_unit")]
+    return {
+        "embodiment": f"{_first(contract, 'embodiment')}, {_first(contract, 'control_hz')} Hz",
+        "action": f"{_first(contract, 'action')}, {_first(contract, 'action_timing')}",
+        "units": f"{', '.join(units)}, gripper {_first(contract, 'gripper')}",
+        "arms": ", ".join(arms),
+        "cameras": ", ".join(cameras),
+    }
+
+
+def _parameter_table(header: Header, style: Style) -> Iterator[str]:
+    total = sum(tensor.numel for tensor in _model(header)) or 1
+    for name, group in _modules(header):
+        numel = sum(tensor.numel for tensor in group)
+        depth = name.count(".")
+        label = cut("  " * depth + printable(name.rpartition(".")[2]), 40)
+        line = f"{label:<40} {numel:>14,} {100 * numel / total:>6.1f} %"
+        line += f" {_size(sum(t.nbytes for t in group)):>10}  {_dtypes(group)}"
+        yield style.dim(line) if depth else line
+
+
+def _tensor_table(tensors: list[TensorInfo], style: Style) -> Iterator[str]:
+    room = style.width - 38
+    width = min(max(len(printable(tensor.name)) for tensor in tensors), room)
+    for tensor in tensors:
+        shape = "x".join(map(str, tensor.shape)) or "scalar"
+        name = printable(tensor.name).ljust(width)
+        yield f"{name}  {tensor.dtype:<4}  {shape:<18} {_size(tensor.nbytes):>10}"
+    numel = sum(tensor.numel for tensor in tensors)
+    size = _size(sum(tensor.nbytes for tensor in tensors))
+    yield style.bold(f"{len(tensors)} tensors, {numel:,} values, {size}")
+
+
+def _dtypes(tensors: list[TensorInfo]) -> str:
+    return ", ".join(sorted({tensor.dtype for tensor in tensors}))
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} B"
+
+
+def _part(header: Header, name: str) -> dict[str, Any]:
+    part = header.meta.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _first(data: Any, *keys: str) -> str:
+    """The first of ``keys`` that ``data`` has, as text; empty if there is none."""
+    found = [data[key] for key in keys if key in data] if isinstance(data, dict) else []
+    return inline(found[0]) if found else ""
+
+
+def _items(data: dict[str, Any], key: str) -> list[Any]:
+    items = data.get(key)
+    return items if isinstance(items, list) else []
+
+
+def _count(data: Any, key: str) -> int:
+    return len(_items(data, key)) if isinstance(data, dict) else 0

@@ -1,0 +1,36 @@
+"""Where episodes lie: ``ROOT/TASK/EPISODE_ID.npz``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from teamvla.errors import InputError
+
+SUFFIX = ".npz"
+
+
+def episode_path(root: str | Path, task: str, episode_id: str) -> Path:
+    """Where an episode lies below its root."""
+    return Path(root) / task / f"{episode_id}{SUFFIX}"
+
+
+def find_episodes(root: str | Path) -> list[Path]:
+    """Every episode file below ``root``, sorted by path; hidden names are skipped.
+
+    Raises:
+        InputError: ``root`` is missing, is not a folder, or holds no episode.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        got = "a file" if root.exists() else "nothing there"
+        raise InputError(str(root), "a folder of episodes", got)
+    found: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        files = (name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
+        found.extend(Path(folder, name) for name in files)
+    if not found:
+        mend = "Record some with: teamvla record --out " + str(root)
+        raise InputError(str(root), f"episodes ({SUFFIX} files)", "none", f"{mend}.")
+    return sorted(found)

@@ -1,0 +1,115 @@
+"""Bringing an index up to date, and noticing that it is."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from teamvla.data.index_build import IndexBuild
+from teamvla.data.index_format import SUMMARY, Index, IndexConfig
+from teamvla.data.manifest import FileState, list_files
+from teamvla.errors import InputError
+
+__all__ = ["Index", "IndexConfig", "build_index", "index_folder"]
+LOG = logging.getLogger(__name__)
+Roots = str | Path | Sequence[str | Path]
+
+
+def build_index(
+    roots: Roots,
+    out: str | Path | None = None,
+    config: IndexConfig | None = None,
+    *,
+    rebuild: bool = False,
+) -> Index:
+    """Bring the index of one root or several up to date, and open it.
+
+    Nothing is written when no file was added, changed (size, time, then digest) or removed
+    and the settings are the same. Otherwise unchanged episodes are copied from the old
+    cache and only the others are read.
+
+    Args:
+        roots: folders of episodes.
+        out: where the index goes; :func:`index_folder` decides if not given.
+        config: settings; those of the index that stands (or the defaults) if not given.
+        rebuild: read every episode again, whatever stands.
+
+    Raises:
+        InputError: a root is missing or empty, or no episode is left to use.
+        EpisodeError: an episode cannot be used; the message names the file.
+        ContractError: the episodes do not all mean the same.
+    """
+    paths = [Path(root) for root in ([roots] if isinstance(roots, str | Path) else roots)]
+    if not paths:
+        raise InputError("index", "at least one root", "none")
+    files = list_files(paths)
+    folder = index_folder(paths, out)
+    standing = None if rebuild else _standing(folder)
+    if standing is not None and _is_current(standing, files, config):
+        return standing
+    folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder):
+        standing = None if rebuild else _standing(folder)
+        if standing is not None and _is_current(standing, list_files(paths), config):
+            return standing
+        return IndexBuild(paths, folder, standing, config).run(list_files(paths))
+
+
+def index_folder(roots: Sequence[Path], out: str | Path | None = None) -> Path:
+    """Where the index of ``roots`` stands.
+
+    ``out`` if given; ``ROOT/.index`` for one root; for several a folder beside it in the
+    first, named after them all; in the user's cache folder if that root is read-only.
+    """
+    if out is not None:
+        return Path(out)
+    real = [str(root.resolve()) for root in roots]
+    key = hashlib.sha256("\0".join(real).encode()).hexdigest()[:12]
+    beside = roots[0] / (".index" if len(roots) == 1 else f".index-{key}")
+    if (beside / SUMMARY).exists() or os.access(roots[0], os.W_OK):
+        return beside
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "teamvla" / "index" / key
+
+
+def _standing(folder: Path) -> Index | None:
+    if not (folder / SUMMARY).exists():
+        return None
+    try:
+        return Index.open(folder)
+    except (InputError, FileNotFoundError) as error:
+        LOG.warning("the index in %s cannot be used and is built anew: %s", folder, error)
+        return None
+
+
+def _is_current(index: Index, files: list[FileState], config: IndexConfig | None) -> bool:
+    if config is not None and config != index.config:
+        return False
+    table = index.episodes
+    if len(files) != len(table):
+        return False
+    sizes = np.array([(f.root, f.size, f.mtime_ns) for f in files])
+    same = np.stack([table["root"], table["size"], table["mtime_ns"]], axis=1) == sizes
+    paths = np.array([f.path.encode("utf-8") for f in files], "S")
+    return bool(same.all() and (table["path"] == paths).all())
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        LOG.info("another process is building %s; waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

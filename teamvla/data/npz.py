@@ -1,0 +1,329 @@
+"""The episode file, version 2: an ordinary ``.npz`` that never needs pickle.
+
+One stacked ``.npy`` member per field, time first. ``meta.npy`` holds the bytes of
+canonical UTF-8 JSON: the metadata and everything that is constant in the episode.
+
+- ``task`` is always constant and ``instruction`` usually is: they stand in the
+  metadata alone and are expanded on reading, so that ``episode.fields["instruction"]``
+  has one text per step either way. An instruction that varies is a member of its own,
+  and the metadata's ``instruction`` is that of the first step.
+- Texts are fixed-width unicode arrays. Fields named in the metadata's ``json_fields``
+  hold JSON texts; :meth:`Episode.step` parses them.
+
+``numpy.load(path, allow_pickle=False)`` reads these files; this module's reader does so
+without trusting a byte of them: any file gives an :class:`Episode` or an EpisodeError
+with a code (:mod:`teamvla.data.codes`), in bounded memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from teamvla.data.npy import ArrayInfo, npy_pieces, read_array, read_header
+from teamvla.data.schema import (
+    EpisodeMeta,
+    check_text,
+    describe,
+    storable,
+    validate_columns,
+    validate_episode_meta,
+)
+from teamvla.data.zipcontainer import (
+    MAX_BYTES,
+    MEND,
+    Compression,
+    Member,
+    MemberStream,
+    read_directory,
+    write_zip,
+)
+from teamvla.errors import EpisodeError, InputError, SchemaError
+from teamvla.files import canonical_json
+
+MAX_META_BYTES = 4 << 20
+Columns = dict[str, tuple[np.dtype, tuple[int, ...]]]
+CONSTANTS = ("task", "instruction")
+_MAX_DEPTH = 32
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Episode:
+    """One episode in memory.
+
+    Attributes:
+        path: the file it comes from.
+        meta: the metadata as JSON data.
+        fields: name -> array, time first. Constants of the episode are expanded.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    fields: dict[str, np.ndarray]
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.meta["num_steps"])
+
+    @property
+    def task(self) -> str:
+        return str(self.meta["task"])
+
+    @property
+    def episode_id(self) -> str:
+        return str(self.meta["episode_id"])
+
+    @property
+    def instruction(self) -> str:
+        """The prompt, of the first step if it varies."""
+        return str(self.meta["instruction"])
+
+    @property
+    def success(self) -> bool:
+        return bool(self.meta["success"])
+
+    def step(self, index: int) -> dict[str, Any]:
+        """Step ``index`` as a mapping, numbers and texts as Python values."""
+        parsed = self.meta.get("json_fields", ())
+        return {
+            name: parse_json_text(self.path, name, array[index])
+            if name in parsed
+            else (array[index].item() if array.ndim == 1 else array[index])
+            for name, array in self.fields.items()
+        }
+
+    def __repr__(self) -> str:
+        columns = ", ".join(f"{k}: {describe(a.dtype, a.shape)}" for k, a in self.fields.items())
+        return f"Episode({self.task}/{self.episode_id}, {self.num_steps} steps, {columns})"
+
+
+def write_npz(
+    file: BinaryIO, members: Mapping[str, np.ndarray], compression: Compression = "fast"
+) -> None:
+    """Write arrays as an ``.npz`` whose bytes depend on them and the compression alone.
+
+    (ISA-L picks its code by processor family: ``fast`` bytes may differ between two
+    families, their content never.)
+
+    Raises:
+        EpisodeError: an array cannot be stored without pickling, or they are too large.
+    """
+    arrays = {name: np.asarray(members[name], order="C") for name in sorted(members)}
+    for name, array in arrays.items():
+        if not storable(array.dtype):
+            raise EpisodeError(
+                name, "numbers or fixed-width text", f"{array.dtype}", MEND, code="E224"
+            )
+    total = sum(array.nbytes for array in arrays.values())
+    if total > MAX_BYTES - (1 << 20):
+        raise EpisodeError("episode", f"at most {MAX_BYTES} bytes", str(total), code="E310")
+    pieces = ((f"{name}.npy", npy_pieces(array)) for name, array in arrays.items())
+    write_zip(file, pieces, compression)
+
+
+def encode_meta(meta: EpisodeMeta) -> np.ndarray:
+    """``meta`` as the uint8 vector that ``meta.npy`` holds; SchemaError if it is too large."""
+    text = canonical_json(meta.to_dict())
+    if len(text) > MAX_META_BYTES:
+        raise SchemaError(
+            "metadata", f"at most {MAX_META_BYTES} bytes of JSON", str(len(text)), code="E125"
+        )
+    return np.frombuffer(text, np.uint8)
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """The metadata of an episode, without reading its arrays.
+
+    Raises:
+        InputError: there is no such file.
+        EpisodeError: the file's layout or metadata breaks a rule.
+    """
+    with EpisodeFile(path) as file:
+        return file.meta
+
+
+def read_episode(
+    path: str | Path, fields: Iterable[str] | None = None, max_bytes: int = MAX_BYTES
+) -> Episode:
+    """Read an episode whose columns keep to the schema.
+
+    Args:
+        path: the file.
+        fields: those to read; all by default. Others are neither inflated nor checked.
+        max_bytes: limit on what the file may expand to.
+
+    Raises:
+        InputError: there is no such file.
+        EpisodeError: anything in the file breaks a rule; its code names which.
+    """
+    with EpisodeFile(path, max_bytes) as file:
+        wanted = file.fields if fields is None else tuple(dict.fromkeys(fields))
+        for problem in validate_columns(file.columns(wanted), file.constants, file.num_steps):
+            if fields is None or problem.code != "E102":
+                raise file.refuse(problem.expected, problem.got, problem.code, problem.where)
+        return Episode(file.path, file.meta, {name: file.read(name) for name in wanted})
+
+
+class EpisodeFile:
+    """An open episode file: directory and metadata checked, arrays still packed.
+
+    Raises:
+        InputError: there is no such file.
+        EpisodeError: the layout or the metadata breaks a rule.
+    """
+
+    def __init__(self, path: str | Path, max_bytes: int = MAX_BYTES) -> None:
+        self.path = Path(path)
+        try:
+            self._file = self.path.open("rb", buffering=0)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(str(path), "an episode file", reason) from None
+        try:
+            self._members = self._directory(max_bytes)
+            self.meta = self._read_meta()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> EpisodeFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    @property
+    def num_steps(self) -> int:
+        """What the metadata says; the arrays may disagree."""
+        return int(self.meta["num_steps"])
+
+    @property
+    def constants(self) -> tuple[str, ...]:
+        """The fields that stand in the metadata, once for the whole episode."""
+        return tuple(name for name in CONSTANTS if name not in self._members)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field that :meth:`read` knows, sorted."""
+        return tuple(sorted({*self._members, *self.constants} - {"meta"}))
+
+    def columns(self, names: Iterable[str]) -> Columns:
+        """Dtypes and shapes of the stored fields among ``names``."""
+        infos = {name: self.info(name) for name in names if name not in self.constants}
+        return {name: (info.dtype, info.shape) for name, info in infos.items()}
+
+    def info(self, name: str) -> ArrayInfo:
+        """Dtype and shape of a stored field, without reading it."""
+        with _Reading(self, name):
+            return read_header(*self._open(name))
+
+    def read(self, name: str) -> np.ndarray:
+        """A field's array; constants are expanded (and read-only)."""
+        if name in self.constants:
+            return np.broadcast_to(np.array(self.meta[name]), (self.num_steps,))
+        with _Reading(self, name):
+            return read_array(*self._open(name))
+
+    def refuse(
+        self, expected: str | None, got: str | None, code: str | None, field: str | None = None
+    ) -> EpisodeError:
+        """The error that says what is wrong with this file."""
+        where = f"{self.path}: {field}" if field else str(self.path)
+        return EpisodeError(where, expected, got, MEND, code=code)
+
+    def _directory(self, max_bytes: int) -> dict[str, Member]:
+        with _Reading(self, None):
+            members = read_directory(self._file, str(self.path), max_bytes)
+        return {name.removesuffix(".npy"): member for name, member in members.items()}
+
+    def _member(self, name: str) -> Member:
+        if name not in self._members:
+            raise self.refuse(f"a field called {name}", ", ".join(self.fields), "E242")
+        return self._members[name]
+
+    def _open(self, name: str) -> tuple[MemberStream, int, str]:
+        member, where = self._member(name), f"{self.path}: {name}"
+        return MemberStream(self._file, member, where), member.size, where
+
+    def _read_meta(self) -> dict[str, Any]:
+        if "meta" not in self._members:
+            got = "none: it is not an episode file of version 2"
+            raise self.refuse("metadata", got, "E231")
+        info = self.info("meta")
+        if info.dtype != np.uint8 or len(info.shape) != 1:
+            raise self.refuse("uint8[n]", describe(info.dtype, info.shape), "E231", "meta")
+        if info.nbytes > MAX_META_BYTES:
+            raise self.refuse(f"at most {MAX_META_BYTES} bytes", str(info.nbytes), "E125", "meta")
+        return self._parse_meta(self.read("meta").tobytes())
+
+    def _parse_meta(self, text: bytes) -> dict[str, Any]:
+        try:
+            meta = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise self.refuse("UTF-8 JSON", "something else", "E232", "meta") from None
+        if not isinstance(meta, dict):
+            raise self.refuse("a JSON object", type(meta).__name__, "E233", "meta")
+        if _deeper_than(meta, _MAX_DEPTH):
+            raise self.refuse(f"at most {_MAX_DEPTH} levels", "more", "E234", "meta")
+        try:
+            validate_episode_meta(meta)  # refuses NaN, infinities and lone surrogates, too
+            _check_file_meta(meta)
+        except SchemaError as error:
+            raise self.refuse(error.expected, error.got, error.code, error.where) from None
+        return meta
+
+
+def _check_file_meta(meta: dict[str, Any]) -> None:
+    """What a file's metadata must say, where a writer's caller may leave it out."""
+    for key in ("success", "num_steps", "version", "instruction"):
+        if key not in meta:
+            raise SchemaError(f"metadata.{key}", "a value", "nothing", code="E122")
+    check_text("metadata.instruction", meta["instruction"])
+    listed = meta.get("json_fields", [])
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        got = type(listed).__name__
+        raise SchemaError("metadata.json_fields", "a list of names", got, code="E124")
+
+
+class _Reading:
+    """Turns what the operating system and memory refuse into an EpisodeError."""
+
+    def __init__(self, file: EpisodeFile, field: str | None) -> None:
+        self._episode, self._field = file, field
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError | MemoryError):
+            got = "not enough memory" if isinstance(error, MemoryError) else str(error.strerror)
+            raise self._episode.refuse("to read it", got.lower(), "E217", self._field) from None
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    layer = [value]
+    for _ in range(limit):
+        children = (item.values() if isinstance(item, dict) else item for item in layer)
+        layer = [c for group in children for c in group if isinstance(c, dict | list)]
+        if not layer:
+            return False
+    return True
+
+
+def parse_json_text(path: Path, name: str, text: Any) -> Any:
+    """The value in one text of a JSON field; EpisodeError if it is not JSON."""
+    try:
+        return json.loads(str(text))
+    except (ValueError, RecursionError):
+        raise EpisodeError(f"{path}: {name}", "JSON text", repr(text)[:60], code="E243") from None

@@ -1,0 +1,107 @@
+"""One episode as the cache stores it: pictures side by side, state and actions joined."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from teamvla.contract import Contract
+from teamvla.data.manifest import unusable
+from teamvla.data.npz import Episode
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which fields make up the cache's rows; equal in all episodes of an index."""
+
+    cameras: tuple[str, ...]
+    picture: tuple[int, ...]  # height, width, channels
+    arms: tuple[str, ...]
+    joints: tuple[int, ...]  # of each arm, without the gripper
+    measured_grip: bool  # whether grip_q_* is recorded; else state has the previous command
+
+    @classmethod
+    def of(cls, episode: Episode, contract: Contract | None) -> Layout:
+        """What the contract promises; without one, what a two-arm episode shows."""
+        shapes = {name: field.shape[1:] for name, field in episode.fields.items()}
+        if contract is None:
+            cameras: tuple[str, ...] = ("rgb_a", "rgb_b")
+            arms: tuple[str, ...] = ("a", "b")
+            pictures = {shapes.get(camera, ()) for camera in cameras}
+            joints = tuple(sum(shapes.get(f"q_{arm}", ())) for arm in arms)
+        else:
+            cameras = tuple(camera.field for camera in contract.cameras)
+            arms = tuple(arm.name for arm in contract.arms)
+            pictures = {(camera.height, camera.width, 3) for camera in contract.cameras}
+            joints = tuple(arm.num_joints for arm in contract.arms)
+        if len(pictures) != 1:
+            got = ", ".join(map(str, sorted(pictures))) or "no camera"
+            raise unusable(episode.path, "cameras of one size", got, "E502")
+        measured = all(f"grip_q_{arm}" in shapes for arm in arms)
+        return cls(cameras, pictures.pop(), arms, joints, measured)
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> Layout:
+        """The layout that :meth:`to_dict` wrote."""
+        fixed: dict[str, Any] = {k: tuple(v) for k, v in data.items() if k != "measured_grip"}
+        return cls(**fixed, measured_grip=bool(data["measured_grip"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def action_dim(self) -> int:
+        """Length of the joined vectors: each arm's joints and its gripper."""
+        return sum(count + 1 for count in self.joints)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An episode of T steps in the cache's form."""
+
+    images: np.ndarray  # uint8 [T,V,H,W,C]
+    state: np.ndarray  # float32 [T,S]
+    actions: np.ndarray  # float32 [T,A], without padding
+    instructions: list[str]  # T of them
+
+
+def pack(episode: Episode, layout: Layout) -> Packed:
+    """Join an episode's fields; EpisodeError if one is missing, misshapen or not finite."""
+    pictures = [_field(episode, camera, "uint8", layout.picture) for camera in layout.cameras]
+    measured, actions = [], []
+    for arm, joints in zip(layout.arms, layout.joints, strict=True):
+        grip = _field(episode, f"grip_{arm}", "float32", ())
+        measured.append(_field(episode, f"q_{arm}", "float32", (joints,)))
+        measured.append(_opening(episode, arm, grip, layout)[:, None])
+        actions += [_field(episode, f"action_{arm}", "float32", (joints,)), grip[:, None]]
+    return Packed(
+        np.stack(pictures, axis=1),
+        np.concatenate(measured, axis=1),
+        np.concatenate(actions, axis=1),
+        [str(text) for text in episode.fields["instruction"]],
+    )
+
+
+def _opening(episode: Episode, arm: str, grip: np.ndarray, layout: Layout) -> np.ndarray:
+    """The gripper of the state: measured, or the command of the tick before (0, open, at first)."""
+    field = f"grip_q_{arm}"
+    if layout.measured_grip:
+        return _field(episode, field, "float32", ())
+    if field in episode.fields:
+        raise unusable(episode.path, f"no {field}, as in the other episodes", "one", "E503")
+    return np.concatenate([np.zeros(1, np.float32), grip[:-1]])
+
+
+def _field(episode: Episode, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    expected = f"{name}: {dtype}[T{''.join(f',{n}' for n in shape)}]"
+    array = episode.fields.get(name)
+    if array is None:
+        raise unusable(episode.path, expected, "no such field", "E504")
+    if array.dtype != dtype or array.shape != (episode.num_steps, *shape):
+        raise unusable(episode.path, expected, f"{array.dtype}{[*array.shape]}", "E505")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        step = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+        raise unusable(episode.path, f"{name}: finite numbers", f"others at step {step}", "E506")
+    return array

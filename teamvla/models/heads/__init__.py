@@ -1,0 +1,1 @@
+"""Heads: features to action chunks."""

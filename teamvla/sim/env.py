@@ -1,0 +1,233 @@
+"""The two-arm Gymnasium environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from teamvla.contract import Contract
+from teamvla.errors import SimulationError
+from teamvla.sim.cameras import Picture, RayRenderer, make_renderer
+from teamvla.sim.experts import Expert
+from teamvla.sim.kinematics import InverseKinematics
+from teamvla.sim.scene import (
+    ARMS,
+    CAMERA_FIELDS,
+    CONTROL_HZ,
+    JOINTS,
+    scene_xml,
+    two_arm_contract,
+)
+from teamvla.sim.tasks import TASKS, Task, TaskConfig
+from teamvla.sim.tasks.base import Variation
+from teamvla.sim.world import World
+
+Observation = dict[str, NDArray[Any]]
+Action = NDArray[np.float32]
+_SETTLE_STEPS = 25
+_OVERVIEW_SIZE = (240, 320)
+_OVERVIEW_SAMPLES = 2
+_PER_ARM = len(JOINTS) + 1
+_SLACK_RAD = 0.5  # joint limits are soft: a measured angle may overshoot
+
+
+class TwoArmEnv(gymnasium.Env[Observation, Action]):
+    """Two arms at a table, stepped at 20 Hz (10 physics steps of 5 ms).
+
+    Observation: ``rgb_a``, ``rgb_b`` uint8[H, W, 3]; ``q_a``, ``q_b`` float32[6] measured joint
+    angles, rad; ``grip_q_a``, ``grip_q_b`` float32[] measured gripper, 0 open .. 1 closed.
+
+    Action: float32[14], a joints 6, a grip, b joints 6, b grip; absolute joint targets in
+    rad, gripper 0 open .. 1 closed. A finite target outside its range is clipped to it, as
+    a real driver does.
+
+    ``terminated``: success held for ``hold_steps`` steps. ``truncated``: ``max_steps`` are
+    over. Everything random in an episode is drawn at its reset, from the reset's seed; the
+    same seed and actions give the same observations to the bit, in any process.
+
+    Args:
+        config: the task's settings; the lift task with its defaults if left out.
+        render_mode: ``rgb_array`` or None; :meth:`render` gives a picture in either case.
+
+    Attributes:
+        contract: what the numbers mean.
+        world: the physics, for experts and tests.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium declares it so
+        "render_modes": ["rgb_array"],
+        "render_fps": int(CONTROL_HZ),
+    }
+
+    def __init__(self, config: TaskConfig | None = None, render_mode: str | None = None) -> None:
+        self.config, self.task = _resolve(config or TaskConfig())
+        self.render_mode = render_mode
+        self.world = World(scene_xml(self.task.add_objects))
+        camera = self.config.camera
+        self.contract: Contract = two_arm_contract(camera.height, camera.width)
+        self._cameras = make_renderer(
+            self.world, camera.renderer, camera.height, camera.width, camera.shadows
+        )
+        self._kinematics = InverseKinematics(self.world)
+        self._overview: RayRenderer | None = None
+        self.observation_space = _observation_space(camera.height, camera.width)
+        self.action_space: gymnasium.Space[Action] = _action_space()
+        self._variation: Variation = {}
+        self._steps = self._held = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; all of it follows from ``seed``. Info: instruction, task, success."""
+        super().reset(seed=seed)
+        self._variation = self.task.draw(self.np_random)
+        self.task.vary(self.world, self._variation)
+        self.world.reset()
+        self.task.place(self.world, self._variation)
+        self.world.settle(_SETTLE_STEPS)
+        self._steps = self._held = 0
+        return self._observe(), self._info(self.task.success(self.world))
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Carry out one command for 50 ms.
+
+        Raises:
+            SimulationError: before any reset, for an action that is not 14 finite numbers,
+                or if the physics diverges.
+        """
+        self._require_reset()
+        for arm, command in zip(ARMS, _checked(action).reshape(2, _PER_ARM), strict=True):
+            self.world.set_command(arm, command)
+        self.world.advance()
+        self._steps += 1
+        success = self.task.success(self.world)
+        self._held = self._held + 1 if success else 0
+        terminated = self._held >= self.config.hold_steps
+        truncated = not terminated and self._steps >= self.config.max_steps
+        reward = self.task.reward(self.world)
+        return self._observe(), reward, terminated, truncated, self._info(success)
+
+    def render(self) -> Picture:
+        """The whole scene, uint8[240, 320, 3], whatever the cameras of the observation are."""
+        if self._overview is None:
+            size = _OVERVIEW_SIZE
+            self._overview = RayRenderer(self.world, *size, True, _OVERVIEW_SAMPLES)
+        return self._overview.render("overview")
+
+    def close(self) -> None:
+        """Give back what the cameras hold."""
+        self._cameras.close()
+
+    def expert(self) -> Expert:
+        """The task's scripted expert, bound to this environment."""
+        return Expert(self.world, self._kinematics, self.task.script, self.config.expert)
+
+    @property
+    def instruction(self) -> str:
+        """The phrasing drawn for this episode."""
+        self._require_reset()
+        return self.config.instructions[int(self._variation["instruction"])]
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """All that decides how the episode goes on, as arrays by name."""
+        self._require_reset()
+        counters = np.array([self._steps, self._held], np.int64)
+        variation = {name: value.copy() for name, value in self._variation.items()}
+        return {"physics": self.world.state(), "counters": counters, **variation}
+
+    def set_state(self, state: dict[str, Any]) -> Observation:
+        """Go back to what :meth:`get_state` gave, to the bit; arrays or nested lists.
+
+        Raises:
+            SimulationError: the state belongs to another task or version.
+        """
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        self._require_shapes({name: array.shape for name, array in arrays.items()})
+        self._steps, self._held = (int(n) for n in arrays.pop("counters"))
+        physics = arrays.pop("physics")
+        self._variation = {name: value.astype(np.float64) for name, value in arrays.items()}
+        self.task.vary(self.world, self._variation)
+        self.world.restore(physics)
+        return self._observe()
+
+    def _observe(self) -> Observation:
+        observation: Observation = {}
+        for field in CAMERA_FIELDS:
+            observation[field] = self._cameras.render(field)
+        for arm in ARMS:
+            observation[f"q_{arm}"] = self.world.joints(arm).astype(np.float32)
+            observation[f"grip_q_{arm}"] = np.array(self.world.closure(arm), np.float32)
+        return observation
+
+    def _info(self, success: bool) -> dict[str, Any]:
+        return {
+            "success": success,
+            "task": self.config.name,
+            "instruction": self.instruction,
+        }
+
+    def _require_shapes(self, given: dict[str, tuple[int, ...]]) -> None:
+        drawn = self.task.draw(np.random.default_rng(0))
+        known = {name: array.shape for name, array in drawn.items()}
+        known |= {"physics": self.world.state().shape, "counters": (2,)}
+        if given != known:
+            raise SimulationError(
+                "state",
+                f"entries with shapes {known}",
+                str(given),
+                "It was saved by another task or version",
+            )
+
+    def _require_reset(self) -> None:
+        if not self._variation:
+            raise SimulationError("environment", "a reset first", "none so far")
+
+
+def make_env(config: TaskConfig | None = None, render_mode: str | None = None) -> TwoArmEnv:
+    """The environment of the task that ``config`` describes."""
+    return TwoArmEnv(config, render_mode)
+
+
+def _resolve(config: TaskConfig) -> tuple[TaskConfig, Task]:
+    """The task, and its full settings if only those of the base class were given."""
+    kind = TASKS.get(config.name)
+    if not isinstance(config, kind.Config):
+        config = kind.Config.model_validate(config.model_dump(exclude_unset=True))
+    return config, kind(config)
+
+
+def _observation_space(height: int, width: int) -> gymnasium.Space[Any]:
+    picture = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
+    low, high = np.array([joint.limits for joint in JOINTS], np.float32).T
+    angles = gymnasium.spaces.Box(low - _SLACK_RAD, high + _SLACK_RAD, dtype=np.float32)
+    closure = gymnasium.spaces.Box(0.0, 1.0, (), np.float32)
+    spaces: dict[str, gymnasium.Space[Any]] = dict.fromkeys(CAMERA_FIELDS, picture)
+    spaces |= {f"q_{arm}": angles for arm in ARMS}
+    spaces |= {f"grip_q_{arm}": closure for arm in ARMS}
+    return gymnasium.spaces.Dict(spaces)
+
+
+def _action_space() -> gymnasium.spaces.Box[np.float32]:
+    limits = [*(joint.limits for joint in JOINTS), (0.0, 1.0)] * len(ARMS)
+    low, high = np.array(limits, np.float32).T
+    return gymnasium.spaces.Box(low, high, dtype=np.float32)
+
+
+def _checked(action: Action) -> NDArray[np.float64]:
+    values = np.asarray(action, np.float64)
+    if values.shape != (2 * _PER_ARM,):
+        raise SimulationError("action", f"{2 * _PER_ARM} numbers", f"shape {values.shape}")
+    if not np.isfinite(values).all():
+        at = int(np.flatnonzero(~np.isfinite(values))[0])
+        arm, number = ARMS[at // _PER_ARM], at % _PER_ARM
+        part = f"joint {JOINTS[number].name}" if number < len(JOINTS) else "gripper"
+        raise SimulationError(
+            f"action of arm {arm}, {part}",
+            "a finite number",
+            str(values[at]),
+            "Check the policy that gave it",
+        )
+    return values

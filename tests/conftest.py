@@ -1,0 +1,41 @@
+"""Real data for the tests: a few demonstrations recorded once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from teamvla.config import Project
+
+#: small pictures and networks, so that a test trains in a second
+SMALL = (
+    "task.camera.height=32",
+    "task.camera.width=32",
+    "trainer.epochs=2",
+    "trainer.threads=1",
+    "trainer.precision=fp32",
+    "trainer.rollout_every=0",
+    "trainer.log_every=5",
+    "trainer.checkpoint_every=1",
+    "dataset.batch_size=32",
+)
+
+
+@pytest.fixture(scope="session")
+def lift_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four demonstrations of `lift` with 32 x 32 pictures."""
+    from teamvla.record import RecordConfig, Recorder, record
+    from teamvla.sim.tasks import TaskConfig
+
+    project = Project.load("lift", SMALL[:2])
+    root = tmp_path_factory.mktemp("lift")
+    task, config = project.section("task", TaskConfig), project.section("record", RecordConfig)
+    record(Recorder(task, config, root, seed=0), episodes=4)
+    return root
+
+
+@pytest.fixture
+def small_project(lift_root: Path) -> Project:
+    """A training on :func:`lift_root` that takes seconds."""
+    return Project.load("train_bc", SMALL).replace("dataset", roots=[str(lift_root)])

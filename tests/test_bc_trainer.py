@@ -1,0 +1,184 @@
+"""Behaviour cloning: it learns, it stops when told, it goes on bit by bit."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from teamvla.checkpoint import read_checkpoint, read_header
+from teamvla.errors import CheckpointError, ConfigError, InputError, TeamVLAError
+from teamvla.models.loading import load_policy
+from teamvla.train import bc_trainer
+from teamvla.train.journal import read_metrics
+from teamvla.train.runs import build_data, open_run, resume_run, start_run
+from teamvla.train.schedulers import OptimizerConfig, cosine_with_warmup, make_optimizer
+from teamvla.train.trainer import TrainingState
+
+
+def draws() -> list[float]:
+    return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+
+def test_a_seed_fixes_python_numpy_and_torch_at_once():
+    bc_trainer.set_seed(3)
+    first = draws()
+    bc_trainer.set_seed(3)
+    assert draws() == first
+    bc_trainer.set_seed(4)
+    assert all(a != b for a, b in zip(draws(), first, strict=True))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, request) -> Path:
+    """One finished training of two epochs."""
+    project = request.getfixturevalue("module_project")
+    run = bc_trainer.main(project, tmp_path_factory.mktemp("finished") / "run")
+    return run.folder
+
+
+@pytest.fixture(scope="module")
+def module_project(lift_root):
+    from conftest import SMALL
+
+    from teamvla.config import Project
+
+    return Project.load("train_bc", SMALL).replace("dataset", roots=[str(lift_root)])
+
+
+def test_training_lowers_the_loss(finished):
+    rows = [row for row in read_metrics(finished / "metrics.jsonl") if row["split"] == "train"]
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+
+
+def test_a_run_leaves_its_configuration_metrics_and_checkpoints(finished):
+    names = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "epoch_0001.ckpt", "epoch_0002.ckpt", "last.ckpt"]
+    header = read_header(finished / "checkpoints" / "last.ckpt")
+    assert header.meta["state"]["epoch"] == 2
+    assert header.meta["config"]["trainer"]["epochs"] == 2
+    assert header.meta["contract"]["control_hz"] == 20
+
+
+def test_a_stopped_training_continues_bit_by_bit(module_project, finished, tmp_path):
+    run = start_run(module_project, tmp_path / "run")
+    steps = []
+    assert not bc_trainer.train(run, stop=lambda: steps.append(1) or len(steps) == 4)
+    resumed = resume_run(run.folder)
+    assert resumed.state.step == 4
+    assert bc_trainer.train(resumed)
+    whole = read_checkpoint(finished / "checkpoints" / "last.ckpt")
+    parts = read_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+    assert whole[1].keys() == parts[1].keys()
+    for name, array in whole[1].items():
+        assert np.array_equal(array, parts[1][name]), name
+    same = ("scheduler", "sampler", "rng", "optimizer_state", "manifest_digest")
+    assert all(whole[0].meta[key] == parts[0].meta[key] for key in same)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    assert bc_trainer.train(resume_run(finished))
+    assert (finished / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(module_project, finished):
+    with pytest.raises(InputError, match="--resume"):
+        start_run(module_project, finished)
+
+
+def test_resuming_needs_a_run(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.yaml"):
+        resume_run(tmp_path)
+
+
+def test_changed_data_stop_a_resume(module_project, lift_root, tmp_path):
+    import shutil
+
+    root = tmp_path / "data"
+    shutil.copytree(lift_root / "lift", root / "lift")
+    project = module_project.replace("dataset", roots=[str(root)])
+    run = start_run(project, tmp_path / "run")
+    bc_trainer.train(run, stop=lambda: True)
+    sorted(root.rglob("*.npz"))[0].unlink()
+    with pytest.raises(CheckpointError, match="other episodes"):
+        resume_run(run.folder)
+
+
+def test_weights_of_a_checkpoint_can_be_the_start_of_another_training(
+    module_project, finished, tmp_path
+):
+    checkpoint = finished / "checkpoints" / "best.ckpt"
+    run = start_run(module_project, tmp_path / "run", checkpoint)
+    policy, _ = load_policy(checkpoint)
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(tensor, run.learner.policy.state_dict()[name]), name
+    assert run.state.step == 0
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_checkpoint(
+    module_project, tmp_path
+):
+    run = open_run(module_project.replace("optimizer", lr=1e6), tmp_path / "run")
+    with torch.no_grad():
+        next(run.learner.policy.parameters()).fill_(float("nan"))
+    with pytest.raises(TeamVLAError, match="a finite loss, got nan"):
+        bc_trainer.train(run)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_batch_larger_than_the_data_is_a_configuration_error(module_project, tmp_path):
+    with pytest.raises(ConfigError, match="batch_size"):
+        start_run(module_project.replace("dataset", batch_size=10**6), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_held_out_loader_is_not_augmented(module_project):
+    from teamvla.data.dataloader import DatasetConfig
+
+    _, held_out = build_data(module_project.section("dataset", DatasetConfig))
+    first, second = ([b["observations"]["image"].clone() for b in held_out] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_metrics_are_json_lines_that_a_crash_cannot_spoil(finished, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes((finished / "metrics.jsonl").read_bytes() + b'{"split": "tra')
+    assert read_metrics(path) == read_metrics(finished / "metrics.jsonl")
+    assert all("\n" not in json.dumps(row) for row in read_metrics(path))
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_floor():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = cosine_with_warmup(optimizer, 10, 110, min_ratio=0.1)
+    rates = []
+    for _ in range(111):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_weight_decay_spares_biases_and_norms():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    groups = make_optimizer(model, OptimizerConfig(weight_decay=0.5)).param_groups
+    decayed = [p.ndim for group in groups if group["weight_decay"] for p in group["params"]]
+    spared = [p.ndim for group in groups if not group["weight_decay"] for p in group["params"]]
+    assert decayed == [2]
+    assert spared == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("success", "loss", "better"),
+    [(0.9, 9.0, True), (0.8, 0.4, True), (0.8, 0.6, False), (0.7, 0.1, False), (None, 0.1, False)],
+)
+def test_checkpoints_rank_by_success_then_by_loss(success, loss, better):
+    best = TrainingState(best_epoch=3, best_success=0.8, best_val_loss=0.5)
+    assert best.is_better(success, loss) is better

@@ -1,0 +1,118 @@
+"""What an evaluation says, and that it says it truthfully."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teamvla.evaluation.pictures import Film, animation, choose, contact_sheet
+from teamvla.evaluation.report import Report, render
+from teamvla.evaluation.statistics import show_rate, wilson_interval
+from teamvla.evaluation.suites import Score, Trial
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (95, 100, 0.8882, 0.9785), (0, 0, 0.0, 1.0)],
+)
+def test_the_wilson_interval_has_its_published_values(successes, episodes, low, high):
+    assert wilson_interval(successes, episodes) == pytest.approx((low, high), abs=1e-4)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_rate_and_narrows_with_more_episodes(counts):
+    successes, episodes = counts
+    low, high = wilson_interval(successes, episodes)
+    tighter = wilson_interval(10 * successes, 10 * episodes)
+    assert 0 <= low <= successes / episodes <= high <= 1
+    assert tighter[1] - tighter[0] < high - low
+
+
+def test_more_successes_than_episodes_are_refused():
+    with pytest.raises(ValueError, match=r"expected 0\.\.3, got 4"):
+        wilson_interval(4, 3)
+
+
+def test_a_rate_is_shown_with_its_count_and_interval():
+    assert show_rate(196, 200) == "98.0 % (196/200, 95 % interval 95.0-99.2)"
+
+
+def score(*outcomes: bool) -> Score:
+    return Score(tuple(Trial(i, won, 10 + i, 1.0) for i, won in enumerate(outcomes)))
+
+
+def test_a_score_survives_json():
+    before = score(True, False, True)
+    assert Score.from_dict(before.to_dict()) == before
+
+
+def test_steps_to_success_leave_failures_out():
+    assert score(True, False, True).mean_steps_to_success == 11
+    assert score(False).mean_steps_to_success is None
+
+
+def test_the_json_keys_of_a_score_are_the_promised_ones():
+    data = score(True, True, False, False).to_dict()
+    assert (data["success_rate"], data["successes"], data["episodes"]) == (0.5, 2, 4)
+
+
+def test_failures_are_shown_but_never_alone():
+    chosen = choose(score(*[True] * 8, *[False] * 8), 6)
+    assert chosen == [0, 1, 2, 8, 9, 10]
+
+
+def make_film(index: int, success: bool, frames: int) -> Film:
+    pictures = tuple(np.full((24, 32, 3), 40 * i, np.uint8) for i in range(frames))
+    return Film(index, success, frames, pictures)
+
+
+def test_the_contact_sheet_runs_from_the_first_frame_to_the_last():
+    from PIL import Image
+
+    sheet = Image.open(io.BytesIO(contact_sheet([make_film(0, True, 6)], columns=3)))
+    row = [sheet.getpixel((4 + 36 * column + 16, 18 + 4 + 12))[0] for column in range(3)]
+    assert row[0] == 0
+    assert row[2] == 200
+    assert 0 < row[1] < 200
+
+
+def test_the_animation_holds_the_longest_episode_to_its_end():
+    from PIL import Image
+
+    films = [make_film(0, True, 3), make_film(1, False, 6)]
+    picture = Image.open(io.BytesIO(animation(films, frame_ms=100)))
+    picture.seek(picture.n_frames - 1)
+    picture.load()
+    assert picture.info["timestamp"] + picture.info["duration"] == (6 + 10) * 100
+    assert abs(picture.convert("RGB").getpixel((16, 12))[0] - 80) < 12
+
+
+def test_the_report_is_one_file_that_asks_for_nothing_else():
+    films = [make_film(0, True, 3)]
+    page = render(
+        Report(
+            title="A <title>",
+            lead="lead",
+            note="note",
+            scores={"policy": score(True, True, False), "nothing": score(False)},
+            metrics=[
+                {"split": "train", "step": 1, "loss": 0.5},
+                {"split": "train", "step": 2, "loss": 0.25},
+                {"split": "val", "step": 2, "loss": 0.3},
+                {"split": "rollout", "step": 2, "success_rate": 0.5},
+            ],
+            contact_sheet=contact_sheet(films),
+            animation=animation(films),
+            tables={"Facts": [("name", "value & more")]},
+            commands=["teamvla train"],
+        )
+    )
+    assert "A &lt;title&gt;" in page
+    assert "66.7 %" in page
+    assert "value &amp; more" in page
+    for outside in ('src="http', "href=", "<script"):
+        assert outside not in page.replace('xlink:href="#', "")

@@ -1,0 +1,98 @@
+"""Recording: same bytes for any number of workers, nothing lost, nothing mixed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from teamvla import seeds
+from teamvla.config import Project
+from teamvla.data import read_episode
+from teamvla.errors import EpisodeError, SimulationError
+from teamvla.record import ActionNoise, NoiseConfig, RecordConfig, Recorder, record
+from teamvla.sim.tasks import TaskConfig
+
+JOINTS = np.tile(np.r_[np.ones(6), 0.0], 2)
+
+
+def recorder(out: Path, *overrides: str, seed: int = 0) -> Recorder:
+    small = ["task.camera.height=16", "task.camera.width=16"]
+    project = Project.load("lift", [*small, *overrides])
+    task, config = project.section("task", TaskConfig), project.section("record", RecordConfig)
+    return Recorder(task, config, out, seed)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.npz"))}
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
+    for workers in (1, 2):
+        record(recorder(tmp_path / str(workers)), 3, workers=workers)
+    assert len(contents(tmp_path / "1")) == 3
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_stored_command_is_the_experts_and_the_joints_show_the_noise(tmp_path):
+    record(recorder(tmp_path / "noisy"), 1)
+    record(recorder(tmp_path / "clean", "record.noise.sigma=0"), 1)
+    fields = [
+        read_episode(next((tmp_path / kind).rglob("*.npz"))).fields for kind in ("noisy", "clean")
+    ]
+    steps = [np.abs(np.diff(one["action_a"], 2, axis=0))[:20].max() for one in fields]
+    drift = np.abs(fields[0]["q_a"][:20] - fields[1]["q_a"][:20]).max()
+    assert drift > 0.01  # the arm was pushed off its path
+    assert steps[0] < 2 * steps[1] + 0.01  # the label stays smooth
+
+
+def test_an_interrupted_recording_goes_on_to_the_same_set(tmp_path):
+    record(recorder(tmp_path / "whole"), 3)
+    asked = []
+    part = recorder(tmp_path / "parts")
+    first = record(part, 3, stop=lambda: asked.append(1) or len(asked) > 1)
+    assert first.interrupted
+    assert len(contents(tmp_path / "parts")) == 1
+    second = record(part, 3)
+    assert sum(one.existed for one in second.kept) == 1
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+
+
+def test_episodes_of_other_settings_are_not_continued(tmp_path):
+    record(recorder(tmp_path), 1)
+    with pytest.raises(EpisodeError, match="an episode of other settings"):
+        record(recorder(tmp_path, "record.noise.sigma=0.01"), 1)
+
+
+def test_an_expert_that_cannot_succeed_ends_the_recording_with_a_reason(tmp_path):
+    with pytest.raises(SimulationError, match=r"got 0 successes in \d+ attempts"):
+        record(recorder(tmp_path, "task.max_steps=3"), 1)
+    assert contents(tmp_path) == {}
+
+
+def test_failures_are_kept_on_request_and_counted_either_way(tmp_path):
+    total = record(recorder(tmp_path, "task.max_steps=3", "record.keep_failures=true"), 2)
+    assert (total.attempts, total.successes, len(total.kept)) == (2, 0, 2)
+    assert not read_episode(total.kept[0].path).meta["success"]
+
+
+def test_grippers_are_never_disturbed_and_resting_arms_hardly():
+    noise = ActionNoise(NoiseConfig(), np.random.default_rng(0), JOINTS)
+    still = np.zeros(14)
+    assert np.array_equal(noise(still), still.astype(np.float32))
+    moved = noise(np.where(JOINTS > 0, 0.1, 0.7))
+    assert moved[[6, 13]] == pytest.approx([0.7, 0.7])
+    assert np.all(moved[:6] != np.float32(0.1))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**40), st.sampled_from(seeds.Domain), st.integers(0, 2**31)),
+        min_size=2, max_size=6, unique=True,
+    )
+)  # fmt: skip
+def test_no_two_initial_states_share_a_seed_whatever_the_seeds(triples):
+    assert len({seeds.reset_seed(*triple) for triple in triples}) == len(triples)
