@@ -76,11 +76,21 @@ def write_checkpoint(
     from safetensors.numpy import save
 
     text = canonical_json({"format_version": FORMAT_VERSION, **meta}).decode("utf-8")
-    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}
-    content = bytearray(save(arrays, {"teamvla": text, "sha256": _ZEROS}))
+    arrays = {name: np.asarray(array, order="C") for name, array in sorted(tensors.items())}
+    content = _in_fixed_order(save(arrays, {"teamvla": text, "sha256": _ZEROS}))
     at = _digest_offset(bytes(content[: 8 + _header_length(content)]), Path(path))
     content[at : at + 64] = hashlib.sha256(content).hexdigest().encode("ascii")
     return publish(path, lambda file: file.write(content), replace=True)
+
+
+def _in_fixed_order(saved: bytes) -> bytearray:
+    # safetensors writes its metadata in an order that changes from call to call.
+    start = 8 + _header_length(saved)
+    header = canonical_json(json.loads(saved[8:start]))
+    header += b" " * (-len(header) % 8)
+    content = bytearray(struct.pack("<Q", len(header)) + header)
+    content += memoryview(saved)[start:]
+    return content
 
 
 def read_header(path: str | Path) -> Header:

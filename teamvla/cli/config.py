@@ -31,7 +31,9 @@ def show(name: Name, set_: Set = None) -> Result:
     from teamvla.config import Project
 
     resolved = Project.load(name, set_ or ()).resolved()
-    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    text = yaml.safe_dump(
+        resolved, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+    )
     return Result("teamvla.config-show/1", {"config": resolved}, human=text)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +11,9 @@ from teamvla.cli.console import Result, Style
 from teamvla.cli.options import Config, Device, Out, Seed, Set, load_project
 from teamvla.errors import ConfigError
 from teamvla.interrupts import graceful_stop
-from teamvla.train import bc_trainer
-from teamvla.train.runs import Run, resume_run, start_run
+
+if TYPE_CHECKING:
+    from teamvla.train.runs import Run
 
 
 def train(
@@ -36,6 +37,9 @@ def train(
 
     Ctrl-C, TERM and USR1 save a checkpoint first and tell how to go on.
     """
+    from teamvla.train import bc_trainer
+    from teamvla.train.runs import resume_run, start_run
+
     with graceful_stop() as stop:
         if resume is not None:
             _refuse_others(data, out, config, seed, init_from, set_)

@@ -34,7 +34,8 @@ def validate(
     from teamvla.data.validation import validate_roots
 
     report = validate_roots(roots, workers=workers)
-    command = "validate" if report.findings else "index"
+    folders = [root if report.findings or root.is_dir() else root.parent for root in roots]
+    command = ["teamvla", "validate" if report.findings else "index", *map(str, folders)]
     return Result(
         "teamvla.validate/1",
         {
@@ -43,7 +44,7 @@ def validate(
             "findings": [finding.to_dict() for finding in report.findings],
         },
         human=lambda style: "\n".join(_lines(report, style)),
-        next_command=shlex.join(["teamvla", command, *map(str, roots)]),
+        next_command=shlex.join(command),
         exit_code=1 if report.findings else 0,
     )
 

@@ -15,6 +15,8 @@ import yaml
 from teamvla.errors import ConfigError, InputError
 
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: what PyYAML raises for text that is not YAML, or holds values that cannot be
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 Address = tuple[str | int, ...]
 
 
@@ -53,15 +55,20 @@ def read_source(path: Path, name: str) -> Source:
         raise ConfigError(name, "UTF-8 text", f"byte 0x{error.object[error.start]:02x}") from None
     try:
         return parse_source(text, name)
-    except yaml.MarkedYAMLError as error:
+    except _UNREADABLE as error:
         raise ConfigError(_yaml_message(error, name)) from None
 
 
 def parse_source(text: str, name: str) -> Source:
-    """Parse YAML text that errors call ``name``."""
+    """Parse YAML text that errors call ``name``.
+
+    Raises:
+        ConfigError: aliases, duplicate or non-string keys.
+        yaml.YAMLError, ValueError, RecursionError: it is not YAML, holds a value that is
+            none (the 45th of the month), or is nested without end.
+    """
     problems = [
-        f"{name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}: error: "
-        "aliases are not allowed; write the value out"
+        f"{_mark(event, name)}: error: aliases are not allowed; write the value out"
         for event in yaml.parse(text, _Loader)
         if isinstance(event, yaml.AliasEvent)
     ]
@@ -88,8 +95,10 @@ def _walk(node: yaml.Node, at: Address, source: Source, name: str, problems: lis
         for key, value in node.value:
             mark = _mark(key, name)
             if key.tag != "tag:yaml.org,2002:str":
-                problems.append(f"{mark}: error: key '{key.value}' must be text; quote it")
-            elif key.value in seen:
+                shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else f"a {_kind(key)}"
+                problems.append(f"{mark}: error: key {shown} must be text; quote it")
+                continue
+            if key.value in seen:
                 first = seen[key.value].line
                 problems.append(
                     f"{mark}: error: duplicate key '{key.value}' (first at line {first})"
@@ -113,8 +122,9 @@ def parse_override(item: str) -> Source:
     mark = Mark(f"--set {item}")
     try:
         data: Any = parse_source(f"value: {value}", str(mark)).data.get("value")
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(str(mark), "a YAML value", error.problem or "none") from None
+    except _UNREADABLE as error:
+        got = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ConfigError(str(mark), "a YAML value", got) from None
     marks: dict[Address, tuple[Mark, Mark]] = {}
     for depth in range(len(parts), 0, -1):
         marks[tuple(parts[:depth])] = (mark, mark)
@@ -146,14 +156,18 @@ def _merge_data(
 
 
 def _kind(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "mapping"
     return "list" if isinstance(node, yaml.SequenceNode) else "single value"
 
 
-def _mark(node: yaml.Node, name: str) -> Mark:
+def _mark(node: Any, name: str) -> Mark:
     return Mark(name, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
-def _yaml_message(error: yaml.MarkedYAMLError, name: str) -> str:
+def _yaml_message(error: Exception, name: str) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return f"{name}: error: not YAML: {str(error).partition(chr(10))[0]}"
     mark = error.problem_mark or error.context_mark
     place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
     context = f" {error.context}" if error.context else ""

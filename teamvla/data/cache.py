@@ -13,7 +13,8 @@ Behind each episode ``actions`` repeats the last action ``max_chunk - 1`` times,
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -39,17 +40,29 @@ class ArrayFile:
     def append(self, block: np.ndarray) -> None:
         """Add rows; the first block decides dtype and shape of a row."""
         block = np.ascontiguousarray(block)
-        try:
+        with self._named_errors():
             if not self._written:
                 descr = np.lib.format.dtype_to_descr(block.dtype)
                 shape = (self.rows, *block.shape[1:])
                 header = {"descr": descr, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(self._file, header)
             self._file.write(block.data)
+        self._written += len(block)
+
+    def close(self) -> None:
+        """Make the file durable."""
+        assert self._written == self.rows, f"{self.path}: {self._written} of {self.rows} rows"
+        with self._named_errors(), self._file as file:
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             error.filename = str(self.path)
             raise
-        self._written += len(block)
 
     def __enter__(self) -> Self:
         return self
@@ -60,11 +73,11 @@ class ArrayFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._file as file:
-            if kind is None:
-                assert self._written == self.rows, f"{self.path}: {self._written} of {self.rows}"
-                file.flush()
-                os.fsync(file.fileno())
+        if kind is None:
+            self.close()
+        else:
+            with suppress(OSError):  # what went wrong first is what matters
+                self._file.close()
 
 
 class CacheWriter:

@@ -84,7 +84,7 @@ def _standing(folder: Path) -> Index | None:
         return None
     try:
         return Index.open(folder)
-    except (InputError, FileNotFoundError) as error:
+    except InputError as error:
         LOG.warning("the index in %s cannot be used and is built anew: %s", folder, error)
         return None
 

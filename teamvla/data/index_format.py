@@ -81,12 +81,11 @@ class Index:
         Raises:
             InputError: there is none, or it is damaged or of another version.
         """
-        folder = Path(folder)
         try:
-            return cls._open(folder)
-        except FileNotFoundError:
-            # Rebuilt between reading the summary and opening what it names.
-            return cls._open(folder)
+            return cls._open(Path(folder))
+        except InputError:
+            # Perhaps replaced between reading the summary and opening what it names.
+            return cls._open(Path(folder))
 
     @classmethod
     def _open(cls, folder: Path) -> Index:
@@ -97,8 +96,6 @@ class Index:
             raise InputError(str(folder / SUMMARY), f"schema {SCHEMA}", repr(schema), mend)
         try:
             return cls(folder, summary)
-        except FileNotFoundError:
-            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(str(folder), "a whole index", str(error), mend) from None
 
@@ -120,10 +117,19 @@ class Index:
             )
         return Contract.parse(data, str(self.folder / SUMMARY))
 
+    @property
+    def num_episodes(self) -> int:
+        """Episodes in the cache."""
+        return int(self.summary["episodes"]["used"])
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in the cache."""
+        return int(self.summary["steps"])
+
     def __repr__(self) -> str:
-        tasks = ", ".join(self.summary["tasks"])
-        used, steps = self.summary["episodes"]["used"], self.summary["steps"]
-        return f"Index({self.folder}: {used} episodes, {steps} steps, tasks {tasks})"
+        counts = f"{self.num_episodes} episodes, {self.num_steps} steps"
+        return f"Index({self.folder}: {counts}, tasks {', '.join(self.summary['tasks'])})"
 
 
 def content_digest(manifest: Manifest) -> str:

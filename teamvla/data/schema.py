@@ -56,6 +56,11 @@ class FieldSpec:
     def __str__(self) -> str:
         return "str" if self.is_text else describe(self.dtype, self.shape)
 
+    @property
+    def column(self) -> str:
+        """How all steps of the field are stored: ``float32[T,N]``."""
+        return describe(self.dtype, ("T", *self.shape))
+
     def fits(self, dtype: np.dtype, shape: tuple[int, ...]) -> str | None:
         """The code of the rule that a column of steps with this dtype and shape breaks."""
         if dtype.kind != "U" if self.is_text else dtype != self.dtype:
@@ -170,14 +175,13 @@ def validate_columns(
     """
     for name in STEP_SPECS:
         if name not in columns and name not in constants:
-            yield SchemaError(name, f"T times {STEP_SPECS[name]}", "nothing", code="E102")
+            yield SchemaError(name, STEP_SPECS[name].column, "nothing", code="E102")
     yield from _lengths(columns, num_steps)
     for name, (dtype, shape) in columns.items():
         spec = spec_of(name)
         code = spec.fits(dtype, shape[1:]) if spec is not None and shape else None
-        if code is not None:
-            got = f"T times {describe(dtype, shape[1:])}"
-            yield SchemaError(name, f"T times {spec}", got, code=code)
+        if spec is not None and code is not None:
+            yield SchemaError(name, spec.column, describe(dtype, shape), code=code)
     for arm in ("a", "b"):
         joints, action = columns.get(f"q_{arm}"), columns.get(f"action_{arm}")
         if joints and action and joints[1][1:] != action[1][1:]:

@@ -7,7 +7,7 @@ finding per rule and field, with the first step at fault and how many there are.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from teamvla.logs import progress
 _LIMIT_SLACK = 1e-4  # rad; float32 targets at a limit may lie this far beyond it
 _RATE_SLACK = 0.1
 _BATCH = 512
-_Problems = Iterator[tuple[int | None, SchemaError]]
+_Problem = tuple[int | None, SchemaError]
+_Problems = Iterator[_Problem]
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,10 @@ class _Check:
             if name not in unsound and shape[0]:
                 yield from self._column(name)
         yield from self._flags()
-        yield from self._time()
-        yield from self._contract()
+        contract = yield from self._read_contract()
+        yield from self._time(contract)
+        if contract is not None:
+            yield from self._keeps(contract)
 
     def _layout(self) -> _Problems:
         for name in self._file.fields:
@@ -212,42 +215,44 @@ class _Check:
             expected = f"the metadata's {meta['task']!r}"
             yield from _first(wrong, "task", expected, small["task"], "E404")
 
-    def _time(self) -> _Problems:
+    def _read_contract(self) -> Generator[_Problem, None, Contract | None]:
+        meta = self._file.meta
+        if "contract" not in meta:
+            return None
+        try:
+            contract = Contract.parse(meta["contract"], "metadata")
+        except ContractError as error:
+            yield None, SchemaError("contract", "a contract", error.where, code="E411")
+            return None
+        digest = meta.get("contract_digest", contract.digest)
+        if digest != contract.digest:
+            got = str(digest)[:12]
+            yield None, SchemaError("contract_digest", contract.digest[:12], got, code="E411")
+        return contract
+
+    def _time(self, contract: Contract | None) -> _Problems:
         time = self._small.get("timestamp")
         if time is None or len(time) < 2:
             return
         ticks = np.diff(time)
         wrong = np.r_[False, ticks <= 0]
         yield from _first(wrong, "timestamp", "time to increase", time, "E415")
-        contract = self._file.meta.get("contract")
-        rate = contract.get("control_hz") if isinstance(contract, dict) else None
-        if isinstance(rate, float | int) and rate > 0 and not wrong.any():
-            tick = float(np.median(ticks))
-            if abs(tick * rate - 1) > _RATE_SLACK:
-                expected = f"about {1 / rate:.4g} s a step, the contract's {rate:g} Hz"
-                yield None, SchemaError("timestamp", expected, f"{tick:.4g} s", code="E416")
+        if contract is None or wrong.any():
+            return
+        tick = float(np.median(ticks))
+        if abs(tick * contract.control_hz - 1) > _RATE_SLACK:
+            rate = f"the contract's {contract.control_hz:g} Hz"
+            expected = f"about {1 / contract.control_hz:.4g} s a step, {rate}"
+            yield None, SchemaError("timestamp", expected, f"{tick:.4g} s", code="E416")
 
-    def _contract(self) -> _Problems:
-        meta = self._file.meta
-        if "contract" not in meta:
-            return
-        try:
-            contract = Contract.parse(meta["contract"], "metadata")
-        except ContractError as error:
-            yield None, SchemaError("contract", "a contract", error.where, code="E411")
-            return
-        digest = meta.get("contract_digest", contract.digest)
-        if digest != contract.digest:
-            got = str(digest)[:12]
-            yield None, SchemaError("contract_digest", contract.digest[:12], got, code="E411")
+    def _keeps(self, contract: Contract) -> _Problems:
         for camera in contract.cameras:
-            shape = (camera.height, camera.width, 3)
-            yield from self._fits(camera.field, shape, "the contract's camera", "E413")
+            size = (camera.height, camera.width, 3)
+            yield from self._fits(camera.field, size, "the contract's camera", "E413")
         for arm in contract.arms:
             for kind in ("q", "action"):
-                yield from self._fits(
-                    f"{kind}_{arm.name}", (arm.num_joints,), "the contract's arm", "E412"
-                )
+                joints = (arm.num_joints,)
+                yield from self._fits(f"{kind}_{arm.name}", joints, "the contract's arm", "E412")
             yield from self._limits(arm)
 
     def _fits(self, name: str, shape: tuple[int, ...], what: str, code: str) -> _Problems:

@@ -35,6 +35,7 @@ _MAX_MEMBERS = 128
 _MAX_DIRECTORY = 64 << 10
 _MAX_RATIO = 1100  # deflate cannot do better than 1032
 _BLOCK = 256 << 10
+_WORTHWHILE = 0.98
 _INFLATE_ERROR: Any = isal_zlib.error  # its stub calls the class an instance
 MAX_BYTES = 2 << 30  # default limit on what one file may expand to
 MEND = "Take another copy of it, or record it again."
@@ -83,8 +84,9 @@ def _pack(
         else zlib.compressobj(6, zlib.DEFLATED, -15)
     )
     packed = [deflate.compress(piece) for piece in pieces] + [deflate.flush()]
-    # Noise does not shrink: keep it as it is, which is faster to read.
-    return (_DEFLATED, packed) if sum(map(len, packed)) < size else (_STORED, pieces)
+    # Noise hardly shrinks: keep it as it is, which is faster to read.
+    shrunk = sum(map(len, packed)) < _WORTHWHILE * size
+    return (_DEFLATED, packed) if shrunk else (_STORED, pieces)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from teamvla.config import Settings
 from teamvla.contract import Contract
-from teamvla.errors import ContractError
+from teamvla.errors import ConfigError, ContractError
 from teamvla.models.chunking import ActionChunker, ExecutionConfig
 from teamvla.models.losses import ImitationLoss, LossConfig
 from teamvla.models.normalization import NormalizationConfig, Normalizer
@@ -112,6 +112,8 @@ class Policy(nn.Module, ABC):
         """
         output = self(batch) if output is None else output
         target = batch["actions"]
+        if target.shape != output["predicted_actions"].shape:
+            raise _other_chunk(output["predicted_actions"].shape, target.shape)
         is_pad = batch.get("action_is_pad")
         if is_pad is None:
             is_pad = torch.zeros(target.shape[:2], dtype=torch.bool, device=target.device)
@@ -239,6 +241,15 @@ def build_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer(seed, Domain.INITIALISE))
         return kind(config, contract, statistics, loss)
+
+
+def _other_chunk(predicted: torch.Size, given: torch.Size) -> ConfigError:
+    return ConfigError(
+        "batch['actions']",
+        f"chunks of shape {tuple(predicted[1:])}",
+        f"{tuple(given[1:])}",
+        "Set model.chunk_size and dataset.chunk_size alike, and take data of the same contract.",
+    )
 
 
 def _field(obs: Mapping[str, Any], name: str) -> Array:

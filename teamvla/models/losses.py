@@ -21,6 +21,8 @@ from teamvla.models.kinematics import ArmChains, link_gaps
 
 #: metres of relative motion that count as much as a whole gripper stroke
 _SYNC_LENGTH_M = 0.1
+#: a centimetre, a tenth of a stroke: errors below it fade out, lest they drown the rest
+_SYNC_DELTA = 0.1
 
 
 class LossConfig(Settings):
@@ -33,8 +35,8 @@ class LossConfig(Settings):
         description="Where square turns straight, in normalised units.",
     )
     gripper: float = Field(default=0.05, ge=0, description="Weight of the grippers' cross-entropy.")
-    sync: float = Field(default=0.05, ge=0, description="Weight of the arms moving together.")
-    collision: float = Field(default=0.05, ge=0, description="Weight of arms coming too near.")
+    sync: float = Field(default=0.02, ge=0, description="Weight of the arms moving together.")
+    collision: float = Field(default=0.01, ge=0, description="Weight of arms coming too near.")
     collision_margin: float = Field(
         default=0.03, gt=0, description="Gap between links below which that costs, m."
     )
@@ -86,20 +88,22 @@ def sync_loss(
     predictions and means over arms i > 0 and rows s:
 
         r_i[s] = x_i[s] - x_0[s]
-        | (r^_i[s+1] - r^_i[s]) - (r_i[s+1] - r_i[s]) | / 0.1 m
-          + | (g^_i[s] - g^_0[s]) - (g_i[s] - g_0[s]) |
+        h( ((r^_i[s+1] - r^_i[s]) - (r_i[s+1] - r_i[s])) / 0.1 m )
+          + h( (g^_i[s] - g^_0[s]) - (g_i[s] - g_0[s]) )
 
-    A prediction that is wrong in the same way for both arms costs nothing here.
+    where h is the Huber function of :func:`huber_loss` with delta 0.1. A prediction that is
+    wrong in the same way for both arms costs nothing here.
 
     Args:
         tools, target_tools: [B,S,A,3], m.
         grippers, target_grippers: [B,S,A], 0..1.
         is_pad: bool [B,S] or None.
     """
-    motion = _relative(tools - target_tools).diff(dim=1).abs() / _SYNC_LENGTH_M
+    motion = _relative(tools - target_tools).diff(dim=1) / _SYNC_LENGTH_M
     moving_pad = None if is_pad is None else is_pad[:, 1:] | is_pad[:, :-1]
-    timing = _relative(grippers - target_grippers).abs()
-    return _masked_mean(motion, moving_pad) + _masked_mean(timing, is_pad)
+    timing = _relative(grippers - target_grippers)
+    moving = huber_loss(motion, torch.zeros_like(motion), moving_pad, _SYNC_DELTA)
+    return moving + huber_loss(timing, torch.zeros_like(timing), is_pad, _SYNC_DELTA)
 
 
 def collision_penalty(gaps: Tensor, margin: float, is_pad: Tensor | None = None) -> Tensor:

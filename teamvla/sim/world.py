@@ -147,6 +147,7 @@ class World:
         index = self.model.body(body).id
         self.model.body_mass[index] = self._masses[index] * factor
         self.model.body_inertia[index] = self._inertias[index] * factor
+        # Without this, centres of mass are wrong by the change and the physics diverges.
         mujoco.mj_setConst(self.model, self._scratch)
 
     def set_colour(self, geom: str, colour: FloatArray) -> None:

@@ -52,8 +52,9 @@ def build_data(config: DatasetConfig) -> tuple[Any, Any | None]:
     The held-out loader is neither shuffled nor augmented.
     """
     train = make_dataloader(config)
+    plain = {"split": "val", "shuffle": False, "transforms": (), "drop_last": False}
     try:
-        return train, make_dataloader(config.held_out())
+        return train, make_dataloader(config.model_copy(update=plain))
     except InputError as error:
         _LOG.warning("training without validation: %s", error)
         return train, None

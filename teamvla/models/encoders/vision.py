@@ -73,8 +73,8 @@ class ConvEncoder(nn.Module):
 
 
 def build_vision_encoder(config: VisionConfig) -> ConvEncoder:
-    """An encoder with fresh weights, laid out for channels-last pictures."""
-    return ConvEncoder(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    """An encoder with fresh weights."""
+    return ConvEncoder(config)
 
 
 def forward_vision(encoder: nn.Module, images: Tensor) -> Tensor:

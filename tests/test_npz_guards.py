@@ -1,0 +1,360 @@
+"""Each guard of the episode file's reader, by its code."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sample_steps import (
+    META,
+    array_header,
+    code_of,
+    header,
+    json_bytes,
+    load,
+    npz_bytes,
+    rewrite,
+    with_meta,
+    write_episode,
+    zip_of,
+)
+
+from teamvla.data import npz, zipcontainer
+from teamvla.data.npz import EpisodeFile, read_episode, write_npz
+from teamvla.data.zipcontainer import Member, MemberStream
+from teamvla.errors import EpisodeError, InputError
+
+
+@pytest.fixture
+def episode(tmp_path: Path) -> Path:
+    return write_episode(tmp_path, note="ü")
+
+
+# Central directory entry: 8 flags, 10 method, 16 crc, 20 packed,
+# 24 size, 28 name length, 42 offset; local header: 6 flags, 8 method, 26 name length.
+
+EMPTY = b"PK\x05\x06" + bytes(18)
+
+
+def first_entry(offset: int, form: str, value: int) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        changed = bytearray(content)
+        struct.pack_into(form, changed, content.index(b"PK\x01\x02") + offset, value)
+        return bytes(changed)
+
+    return change
+
+
+def at_start(offset: int, form: str, value: int) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        changed = bytearray(content)
+        struct.pack_into(form, changed, offset, value)
+        return bytes(changed)
+
+    return change
+
+
+def at_end(offset: int, form: str, value: int) -> Callable[[bytes], bytes]:
+    """A change of the end record, 22 bytes long: 4 disk, 10 count, 12 size, 16 start."""
+
+    def change(content: bytes) -> bytes:
+        changed = bytearray(content)
+        struct.pack_into(form, changed, len(content) - 22 + offset, value)
+        return bytes(changed)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda content: b"", "E201"),
+        (lambda content: content[:-1], "E201"),
+        (at_end(20, "<H", 1), "E201"),
+        (at_end(10, "<H", 60_000), "E202"),
+        (at_end(12, "<I", 1 << 30), "E202"),
+        (at_end(4, "<H", 1), "E203"),
+        (at_end(8, "<H", 2), "E203"),
+        (at_end(16, "<I", 5), "E203"),
+        (lambda content: b"PK" + content, "E203"),
+        (first_entry(0, "<I", 0), "E204"),
+        (first_entry(30, "<H", 60_000), "E204"),
+        (first_entry(28, "<H", 3), "E205"),
+        (first_entry(8, "<H", 1), "E207"),
+        (first_entry(8, "<H", 0x40), "E207"),
+        (first_entry(8, "<H", 0x2000), "E207"),
+        (first_entry(10, "<H", 12), "E208"),
+        (first_entry(24, "<I", 0xFFFFFFFF), "E210"),
+        (first_entry(42, "<I", 1 << 30), "E211"),
+        (first_entry(16, "<I", 0), "E216"),
+    ],
+)
+def test_container_guards(change: Callable, code: str) -> None:
+    assert code_of(load, change(npz_bytes({"meta": json_bytes(META)}))) == code
+
+
+@pytest.mark.parametrize(
+    "change", [at_start(0, "<I", 0), at_start(6, "<H", 1), at_start(8, "<H", 0),
+               at_start(26, "<H", 2), at_start(30, "<B", ord("b"))],
+)  # fmt: skip
+def test_a_member_that_contradicts_the_directory_is_refused(change: Callable) -> None:
+    content = npz_bytes({"meta": json_bytes(META), "a": np.zeros((2, 30))})
+    assert code_of(load, change(content)) == "E212"
+
+
+def test_too_many_members_are_refused() -> None:
+    members = {f"m{number}": np.zeros(1) for number in range(130)}
+    assert code_of(load, npz_bytes(members)) == "E202"
+
+
+def test_more_members_than_were_announced_are_refused() -> None:
+    content = npz_bytes({f"m{number}": np.zeros(1) for number in range(130)})
+    for offset in (8, 10):
+        content = at_end(offset, "<H", 5)(content)
+    assert code_of(load, content) == "E202"
+
+
+@pytest.mark.parametrize(
+    "name", ["../q.npy", "/q.npy", "a/b.npy", "Q.npy", "q", "q.npz", ".npy", "q.npy/", "é.npy"]
+)
+def test_member_names_are_plain(name: str) -> None:
+    assert code_of(load, zip_of({name: b""})) == "E205"
+
+
+def test_a_member_that_appears_twice_is_refused() -> None:
+    file = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("q.npy", b"one")
+        archive.writestr("q.npy", b"two")
+    assert code_of(load, file.getvalue()) == "E206"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_refused(method: int) -> None:
+    assert code_of(load, zip_of({"q.npy": bytes(99)}, method)) == "E208"
+
+
+def test_the_limit_on_the_content_is_kept(episode: Path) -> None:
+    assert code_of(lambda: read_episode(episode, max_bytes=2000)) == "E209"
+    assert read_episode(episode, max_bytes=20_000).num_steps == 4
+
+
+def test_two_members_may_not_share_their_bytes() -> None:
+    content = npz_bytes({"a": np.zeros(3), "b": np.zeros(3)}, "stored")
+    second = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 1)
+    changed = bytearray(content)
+    struct.pack_into("<I", changed, second + 42, 0)
+    assert code_of(load, bytes(changed)) == "E211"
+
+
+def deflated(content: bytes, **changes: Any) -> MemberStream:
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    packed = changes.pop("packed", packer.compress(content) + packer.flush())
+    start = struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 8, 0, 0, 0, 0, 0, 1, 0) + b"x"
+    values = {"crc": zlib.crc32(content), "packed": len(packed), "size": len(content), **changes}
+    member = Member("x", deflated=True, offset=0, **values)
+    return MemberStream(io.BytesIO(start + packed), member, "x")
+
+
+def test_a_sound_member_is_read_in_any_pieces() -> None:
+    content = bytes(range(256)) * 40
+    stream = deflated(content)
+    pieces = [stream.read(1), stream.read(0), stream.read(9000), stream.read(len(content) - 9001)]
+    stream.finish()
+    assert b"".join(pieces) == content
+
+
+def test_damaged_deflate_is_refused() -> None:
+    assert code_of(deflated(b"", packed=b"\xff" * 40, size=9).read, 9) == "E213"
+
+
+def test_a_member_shorter_than_announced_is_refused() -> None:
+    assert code_of(deflated(bytes(50)).read, 51) == "E214"
+
+
+def test_a_deflate_stream_without_its_end_is_refused() -> None:
+    packer = zlib.compressobj(0, zlib.DEFLATED, -15)
+    packed = packer.compress(bytes(50)) + packer.flush(zlib.Z_SYNC_FLUSH)
+    stream = deflated(bytes(50), packed=packed)
+    stream.read(50)
+    assert code_of(stream.finish) == "E214"
+
+
+def test_a_member_longer_than_announced_is_refused() -> None:
+    stream = deflated(bytes(51), size=50)
+    stream.read(50)
+    assert code_of(stream.finish) == "E215"
+
+
+def test_bytes_behind_the_deflate_stream_are_refused() -> None:
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    stream = deflated(bytes(50), packed=packer.compress(bytes(50)) + packer.flush() + b"tail")
+    stream.read(50)
+    assert code_of(stream.finish) == "E215"
+
+
+def test_a_wrong_checksum_is_refused() -> None:
+    stream = deflated(bytes(50), crc=1)
+    stream.read(50)
+    assert code_of(stream.finish) == "E216"
+
+
+def test_a_failing_disk_is_an_error_with_a_code(
+    episode: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(npz, "read_array", fail)
+    assert code_of(read_episode, episode) == "E217"
+
+
+def test_too_little_memory_is_an_error_with_a_code(
+    episode: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(npz, "read_header", fail)
+    assert code_of(read_episode, episode) == "E217"
+
+
+@pytest.mark.parametrize(
+    ("member", "code"),
+    [
+        (b"", "E221"),
+        (b"\x93NUMPY\x01", "E221"),
+        (b"\x93NUMPZ\x01\x00" + bytes(9), "E221"),
+        (b"\x93NUMPY\x04\x00" + bytes(9), "E221"),
+        (b"\x93NUMPY\x01\x01" + bytes(9), "E221"),
+        (b"\x93NUMPY\x01\x00\xff\x00" + bytes(9), "E222"),
+        (header("{" + " " * 5000), "E222"),
+        (header("", version=3), "E222"),
+        (header("__import__('os').abort()"), "E222"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}; 1"), "E222"),
+        (array_header("'<f4'", "(2, -1)"), "E222"),
+        (array_header("'<f4'", "(2 ** 9,)"), "E222"),
+        (array_header("[('a', '<f4')]", "(2,)"), "E222"),
+        (array_header("'<f4'", "(2,)", "1"), "E222"),
+        (array_header("'|O'", "(2,)") + bytes(16), "E223"),
+        (array_header("'<M8'", "(2,)") + bytes(16), "E224"),
+        (array_header("'<f3'", "(2,)") + bytes(6), "E224"),
+        (array_header("'<f16'", "(2,)") + bytes(32), "E224"),
+        (array_header("'<U0'", "(2,)"), "E224"),
+        (array_header("'|V4'", "(2,)") + bytes(8), "E224"),
+        (array_header("'<f4'", "(2,)") + bytes(7), "E225"),
+        (array_header("'<f4'", "(2,)") + bytes(9), "E225"),
+        (array_header("'<f4'", "(999999999999,)"), "E225"),
+        (array_header("'<f4'", "(999999999999, 999999999999, 0)"), "E225"),
+        (array_header("'<f4'", "(1, 1, 1, 1, 1, 1, 1, 1, 1)") + bytes(4), "E225"),
+        (array_header("'|b1'", "(2,)") + b"\x00\x02", "E226"),
+        (array_header("'<U1'", "(1,)") + struct.pack("<I", 0x110000), "E226"),
+        (array_header("'>U1'", "(1,)") + struct.pack(">I", 0xD800), "E226"),
+    ],
+)
+def test_array_guards(tmp_path: Path, member: bytes, code: str) -> None:
+    path = tmp_path / "any.npz"
+    path.write_bytes(with_meta(q=member))
+    with EpisodeFile(path) as file:
+        assert code_of(file.read, "q") == code
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_every_header_version_is_read(tmp_path: Path, version: int) -> None:
+    text = "{'descr': '<i2', 'fortran_order': True, 'shape': (2, 2), }   \n"
+    path = tmp_path / "any.npz"
+    path.write_bytes(with_meta(q=header(text, version) + struct.pack("<4h", 1, 2, 3, 4)))
+    with EpisodeFile(path) as file:
+        assert file.read("q").tolist() == [[1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("meta", "code"),
+    [
+        (np.zeros(3, np.int8), "E231"),
+        (np.zeros((1, 3), np.uint8), "E231"),
+        (np.zeros(5 << 20, np.uint8), "E125"),
+        (np.frombuffer(b"\xff{}", np.uint8), "E232"),
+        (np.frombuffer(b"{", np.uint8), "E232"),
+        (np.frombuffer(b"[" * 200_000, np.uint8), "E232"),
+        (np.frombuffer(b"1" * 5000, np.uint8), "E232"),
+        (json_bytes([META]), "E233"),
+        (json_bytes({**META, "deep": json.loads("[" * 40 + "]" * 40)}), "E234"),
+        (json_bytes({**META, "x": float("nan")}), "E121"),
+        (np.frombuffer(b'{"task":"a","episode_id":"b","x":1e999}', np.uint8), "E121"),
+        (np.frombuffer(b'{"task":"a","episode_id":"b","x":"\\ud800"}', np.uint8), "E121"),
+        (json_bytes({**META, "version": 1}), "E126"),
+        (json_bytes({**META, "task": "../x"}), "E123"),
+        (json_bytes({**META, "num_steps": 2.0}), "E124"),
+        (json_bytes({**META, "json_fields": {"a": 1}}), "E124"),
+        (json_bytes({**META, "json_fields": [3]}), "E124"),
+        (json_bytes({**META, "instruction": 3}), "E104"),
+        *[(json_bytes({k: v for k, v in META.items() if k != key}), "E122") for key in META],
+    ],
+)
+def test_metadata_guards(meta: np.ndarray, code: str) -> None:
+    assert code_of(load, npz_bytes({"meta": meta})) == code
+
+
+def test_a_file_without_metadata_is_refused() -> None:
+    assert code_of(load, npz_bytes({"q": np.zeros(2)})) == "E231"
+    assert code_of(load, EMPTY) == "E231"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"q_a": None}, "E102"),
+        ({"q_a": np.zeros((4, 3))}, "E105"),
+        ({"success": np.zeros(4, np.uint8)}, "E105"),
+        ({"rgb_a": np.zeros((4, 4, 5), np.uint8)}, "E106"),
+        ({"action_a": np.zeros((4, 2), np.float32)}, "E106"),
+        ({"q_a": np.zeros((5, 3), np.float32)}, "E241"),
+        ({"extra": np.array(1.0)}, "E241"),
+        ({"meta": {"num_steps": 5}}, "E241"),
+        ({"meta": {"num_steps": 0}}, "E303"),
+    ],
+)
+def test_columns_keep_to_the_schema(episode: Path, changes: dict[str, Any], code: str) -> None:
+    assert code_of(read_episode, rewrite(episode, **changes)) == code
+
+
+def test_a_field_that_is_not_there_is_named(episode: Path) -> None:
+    with pytest.raises(EpisodeError, match="a field called depth_a") as caught:
+        read_episode(episode, fields=["depth_a"])
+    assert caught.value.code == "E242"
+
+
+def test_a_json_field_without_json_is_refused(episode: Path) -> None:
+    rewrite(episode, note=np.array(["[1]", "{", "1", "1"]), meta={"json_fields": ["note"]})
+    read = read_episode(episode)
+    assert read.step(0)["note"] == [1]
+    assert code_of(read.step, 1) == "E243"
+
+
+@pytest.mark.parametrize("name", ["missing.npz", "."])
+def test_what_is_not_a_file_is_an_input_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError):
+        read_episode(tmp_path / name)
+
+
+def test_what_is_too_large_to_be_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz, "MAX_BYTES", (1 << 20) + 100)
+    assert code_of(write_npz, io.BytesIO(), {"x": np.zeros(101, np.uint8)}) == "E310"
+
+
+def test_the_longest_directory_that_is_written_is_read() -> None:
+    names = [f"{'n' * 60}{number:03d}" for number in range(128)]
+    content = npz_bytes({name: np.zeros(1, np.uint8) for name in names})
+    directory = zipcontainer.read_directory(io.BytesIO(content), "x", 1 << 20)
+    assert len(directory) == 128

@@ -1,0 +1,251 @@
+"""The lift task: its expert succeeds, nothing less does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mujoco
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from teamvla.config import Project
+from teamvla.errors import SimulationError
+from teamvla.sim import Expert, TwoArmEnv, make_env
+from teamvla.sim.scene import HOME
+from teamvla.sim.tasks import TASKS, TaskConfig
+from teamvla.sim.tasks.lift import LiftConfig
+
+Commands = list[np.ndarray]
+HOME_OPEN = np.array([*HOME, 0.0], np.float32)
+
+
+def lift_env(**keys: object) -> TwoArmEnv:
+    return make_env(LiftConfig.model_validate({"camera": {"height": 8, "width": 8}, **keys}))
+
+
+def outcome(env: TwoArmEnv, seed: int, act: Callable[[], Commands]) -> tuple[bool, bool, int]:
+    """(terminated, success ever, steps) of one episode of any policy."""
+    env.reset(seed=seed)
+    ever, steps = False, 0
+    while True:
+        _, _, terminated, truncated, info = env.step(np.concatenate(act()))
+        ever, steps = ever or info["success"], steps + 1
+        if terminated or truncated:
+            return terminated, ever, steps
+
+
+def demonstrate(
+    env: TwoArmEnv, seed: int, change: Callable[[Commands], Commands] = lambda arms: arms
+) -> tuple[bool, bool, int]:
+    """The outcome of the expert, its commands changed on their way."""
+    experts: list[Expert] = []
+
+    def act() -> Commands:
+        if not experts:
+            experts.append(env.expert())
+        return change(experts[0].act({}))
+
+    return outcome(env, seed, act)
+
+
+def test_the_expert_lifts_from_ten_of_ten_states() -> None:
+    env = lift_env()
+    results = [demonstrate(env, seed) for seed in range(10)]
+    assert [terminated for terminated, *_ in results] == [True] * 10
+    assert max(steps for *_, steps in results) < 125
+
+
+def test_the_expert_lifts_from_every_corner_of_the_ranges() -> None:
+    ends = {"tray_x": (0.36, 0.48), "tray_y": (-0.06, 0.06), "tray_yaw": (-0.25, 0.25)}
+    for corner in range(8):
+        picked = {key: span[corner >> k & 1] for k, (key, span) in enumerate(ends.items())}
+        env = lift_env(**{key: (value, value) for key, value in picked.items()})
+        assert demonstrate(env, 0)[0], picked
+
+
+def test_the_expert_survives_noise_on_what_is_executed() -> None:
+    rng = np.random.default_rng(0)
+
+    def shake(arms: Commands) -> Commands:
+        return [arm + np.append(rng.normal(0, 0.005, 6), 0).astype(np.float32) for arm in arms]
+
+    assert sum(demonstrate(lift_env(), seed, shake)[0] for seed in range(5)) >= 4
+
+
+def test_the_phases_come_in_order_and_the_last_pose_is_held() -> None:
+    env = lift_env()
+    obs, _ = env.reset(seed=0)
+    expert, phases = env.expert(), []
+    for _ in range(130):
+        command = expert.act(obs)
+        phases.append(expert.phase)
+        obs, *_ = env.step(np.concatenate(command))
+    assert list(dict.fromkeys(phases)) == ["approach", "descend", "close", "lift", "hold"]
+    again = expert.act(obs)
+    for arm in (0, 1):
+        np.testing.assert_allclose(again[arm], command[arm], atol=1e-3)
+        assert again[arm].dtype == np.float32
+        assert again[arm][-1] == 1.0
+
+
+def test_the_expert_starts_over_after_reset() -> None:
+    env = lift_env()
+    obs, _ = env.reset(seed=1)
+    expert = env.expert()
+    first = [np.concatenate(expert.act(obs)) for _ in range(5)]
+    env.reset(seed=1)
+    expert.reset()
+    assert np.array_equal(first, [np.concatenate(expert.act(obs)) for _ in range(5)])
+
+
+def test_the_expert_looks_at_the_tray_again_before_it_goes_down() -> None:
+    env = lift_env()
+    obs, _ = env.reset(seed=2)
+    expert = env.expert()
+    moved, over = False, False
+    while not over:
+        command = expert.act(obs)
+        if not moved and expert.phase == "approach":
+            x, y, yaw = env.get_state()["tray_pose"]
+            env.world.place("tray", np.array([x - 0.04, y, 0.012]), yaw)
+            moved = True
+        obs, _, success, late, _ = env.step(np.concatenate(command))
+        over = success or late
+    assert success
+
+
+def test_the_grasp_turns_smoothly_with_the_tray() -> None:
+    commands = []
+    for yaw in np.linspace(-0.04, 0.04, 9):
+        still = {"tray_x": (0.42, 0.42), "tray_y": (0.0, 0.0), "tray_yaw": (yaw, yaw)}
+        env = lift_env(**still)
+        obs, _ = env.reset(seed=0)
+        expert = env.expert()
+        for _ in range(40):
+            command = np.concatenate(expert.act(obs))
+        commands.append(command)
+    assert np.abs(np.diff(commands, axis=0)).max() < 0.03
+
+
+def test_doing_nothing_never_succeeds() -> None:
+    for command in (HOME_OPEN, np.zeros(7, np.float32)):
+        terminated, ever, steps = outcome(lift_env(), 0, lambda c=command: [c, c])
+        assert (terminated, ever, steps) == (False, False, 150)
+
+
+def test_random_actions_never_succeed() -> None:
+    env = lift_env()
+    env.action_space.seed(0)
+
+    def at_random() -> Commands:
+        return list(env.action_space.sample().reshape(2, 7))
+
+    assert not any(outcome(env, seed, at_random)[1] for seed in range(3))
+
+
+@pytest.mark.parametrize("idle", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_arm_alone_never_succeeds(idle: int, seed: int) -> None:
+    def one(arms: Commands) -> Commands:
+        arms[idle] = HOME_OPEN
+        return arms
+
+    assert not demonstrate(lift_env(), seed, one)[1]
+
+
+@pytest.mark.parametrize("arm", ["a", "b"])
+def test_success_needs_the_grip_of_each_arm(arm: str) -> None:
+    env = lift_env()
+    demonstrate(env, 0)
+    assert env.task.success(env.world)
+    env.world.data.qpos[env.world.arms[arm].fingers[0]] += 0.02  # one finger comes off
+    mujoco.mj_forward(env.world.model, env.world.data)
+    other = "b" if arm == "a" else "a"
+    assert env.world.fingers_on(other, env.world.geoms(f"handle_{other}")) == 2
+    assert not env.task.success(env.world)
+
+
+def test_success_needs_height_level_and_rest() -> None:
+    reached = lift_env()
+    demonstrate(reached, 0)
+    world = reached.world
+    for stricter in ({"rise": 0.4}, {"max_tilt": 1e-6}, {"max_speed": 1e-9}):
+        config = LiftConfig.model_validate(stricter)
+        assert not TASKS.get("lift")(config).success(world), stricter
+
+
+def test_a_tray_that_touches_the_table_is_not_lifted() -> None:
+    env = lift_env()
+    demonstrate(env, 0)
+    world = env.world
+    top = world.pose("tray")[0][2] - 0.012  # raise the table until it meets the tray
+    world.model.geom("table").pos[2] = top - 0.02 + 0.001
+    mujoco.mj_forward(world.model, world.data)
+    assert world.touching(world.geoms("tray"), world.geoms("table"))
+    assert not env.task.success(world)
+
+
+def test_success_must_hold_for_consecutive_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = lift_env(hold_steps=3)
+    verdicts = [False, True, True, False, True, True, True]
+    at_each_step = iter(verdicts)
+    monkeypatch.setattr(env.task, "success", lambda world: next(at_each_step))
+    env.reset(seed=0)
+    stay = np.concatenate([HOME_OPEN, HOME_OPEN])
+    outcomes = [env.step(stay) for _ in verdicts[1:]]
+    assert [terminated for _, _, terminated, _, _ in outcomes] == [False] * 5 + [True]
+    assert [info["success"] for *_, info in outcomes] == verdicts[1:]
+
+
+def test_the_reward_grows_along_the_experts_way() -> None:
+    env = lift_env()
+    obs, _ = env.reset(seed=0)
+    expert, by_phase = env.expert(), {}
+    terminated = False
+    while not terminated:
+        obs, reward, terminated, _, _ = env.step(np.concatenate(expert.act(obs)))
+        by_phase[expert.phase] = reward
+        assert 0.0 <= reward <= 1.0
+    last = [by_phase[phase] for phase in ("approach", "descend", "close", "lift")]
+    assert last == sorted(last)
+    assert reward > 0.9
+
+
+def test_a_tray_out_of_reach_is_an_error_not_a_failure() -> None:
+    env = lift_env(tray_x=(0.8, 0.8))
+    with pytest.raises(SimulationError, match="a point within reach"):
+        demonstrate(env, 0)
+
+
+def test_the_draws_fill_their_ranges() -> None:
+    env = lift_env()
+    rng = np.random.default_rng(0)
+    drawn = [env.task.draw(rng) for _ in range(400)]
+    poses = np.array([variation["tray_pose"] for variation in drawn])
+    np.testing.assert_allclose(poses.min(axis=0), [0.36, -0.06, -0.25], atol=0.02)
+    np.testing.assert_allclose(poses.max(axis=0), [0.48, 0.06, 0.25], atol=0.02)
+    masses = [float(variation["tray_mass"]) for variation in drawn]
+    assert min(masses) >= 0.8
+    assert max(masses) <= 1.3
+
+
+def test_the_drawn_mass_reaches_the_physics() -> None:
+    light, heavy = lift_env(tray_mass=(0.5, 0.5)), lift_env(tray_mass=(2.0, 2.0))
+    for env in (light, heavy):
+        env.reset(seed=0)
+    bodies = [env.world.model.body("tray") for env in (light, heavy)]
+    for part in ("mass", "inertia", "subtreemass"):
+        lighter, heavier = (getattr(body, part) for body in bodies)
+        np.testing.assert_allclose(heavier, 4.0 * lighter)
+
+
+def test_shipped_configuration_spells_out_the_defaults() -> None:
+    project = Project.load("lift")
+    assert project.check() == []
+    assert project.section("task", TaskConfig) == LiftConfig()
+
+
+def test_a_span_the_wrong_way_round_is_refused() -> None:
+    with pytest.raises(ValidationError, match="greater than the second"):
+        LiftConfig(tray_x=(0.5, 0.4))
