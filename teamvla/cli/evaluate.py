@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from teamvla.cli.console import Result, Style
 from teamvla.cli.options import Checkpoint, Device, Out, Seed, Set, Workers
-from teamvla.evaluation.pictures import choose, film, save_pictures
-from teamvla.evaluation.policies import PolicyFromCheckpoint
-from teamvla.evaluation.suites import EvaluationConfig, Score, Suite
-from teamvla.evaluation.suites import evaluate as evaluate_closed_loop
 from teamvla.files import write_json
 from teamvla.interrupts import graceful_stop
-from teamvla.models.device import resolve_device
-from teamvla.sim.tasks import TaskConfig
+
+if TYPE_CHECKING:
+    from teamvla.evaluation.suites import Score
 
 
 def evaluate(

@@ -10,9 +10,7 @@ import typer
 
 from teamvla.cli.console import Result, Style
 from teamvla.cli.options import Config, Out, Seed, Set, Workers, load_project
-from teamvla.evaluation.suites import Score
 from teamvla.interrupts import graceful_stop
-from teamvla.quickstart import Quickstart, Stopped
 
 
 def quickstart(
@@ -32,6 +30,8 @@ def quickstart(
 
     Everything lies in runs/quickstart; running it again reuses what is finished.
     """
+    from teamvla.quickstart import Quickstart, Stopped
+
     folder = out or Path("runs") / "quickstart"
     with graceful_stop() as stop:
         path = Quickstart(
@@ -75,6 +75,8 @@ def _summary(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(style: Style, data: dict[str, Any], facts: dict[str, Any]) -> str:
+    from teamvla.evaluation.suites import Score
+
     scores = {n: Score.from_dict(s) for n, s in facts["evaluate"]["scores"].items()}
     lines = [f"{style.bold(f'{name:16}')}  {score}" for name, score in scores.items()]
     minutes = sum(data["seconds"].values()) / 60
