@@ -36,9 +36,15 @@ def evaluate(
     The states are never shared with recording or with the ranking of checkpoints,
     and results do not depend on the number of workers.
     """
-    actor = PolicyFromCheckpoint(
-        checkpoint, str(resolve_device(device or "cpu")), tuple(set_ or ())
-    )
+    from teamvla.evaluation.pictures import choose, film, save_pictures
+    from teamvla.evaluation.policies import PolicyFromCheckpoint
+    from teamvla.evaluation.suites import EvaluationConfig, Suite
+    from teamvla.evaluation.suites import evaluate as evaluate_closed_loop
+    from teamvla.models.device import resolve_device
+    from teamvla.sim.tasks import TaskConfig
+
+    where = str(resolve_device(device or "cpu"))
+    actor = PolicyFromCheckpoint(checkpoint, where, tuple(set_ or ()))
     project = actor.project()
     config = project.section("evaluation", EvaluationConfig)
     suite = Suite(project.section("task", TaskConfig), seed if seed is not None else 0)
