@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from teamvla.errors import RegistryError
@@ -79,6 +78,8 @@ class Registry(Generic[T]):
 
     def _all(self) -> dict[str, str | T]:
         if self._group is not None and not self._announced:
+            from importlib.metadata import entry_points  # 20 ms that --help need not pay
+
             self._announced = True
             for point in entry_points(group=self._group):
                 self._targets.setdefault(point.name, point.value)

@@ -255,7 +255,7 @@ def test_other_packages_announce_theirs_but_never_replace_ours(monkeypatch):
         theirs.name, theirs.value = "separator", "os:sep"
         return [ours, theirs]
 
-    monkeypatch.setattr("teamvla.registry.entry_points", announced)
+    monkeypatch.setattr("importlib.metadata.entry_points", announced)
     registry = Registry("thing", {"path": "pathlib:Path"}, "teamvla.things")
     assert list(registry) == ["path", "separator"]
     assert registry.get("path") is Path

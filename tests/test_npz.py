@@ -89,6 +89,11 @@ def test_noise_is_stored_and_zeros_shrink() -> None:
     assert archive.testzip() is None
 
 
+def test_stored_members_can_be_found_in_the_file() -> None:
+    array = np.zeros(50_000, np.uint8)
+    assert array.tobytes() in npz_bytes({"x": array}, "stored")
+
+
 def test_a_view_is_written_as_it_looks() -> None:
     array = np.arange(24).reshape(4, 6)[::2, ::-1].T
     loaded = np.load(io.BytesIO(npz_bytes({"x": array})))["x"]

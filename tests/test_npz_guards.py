@@ -42,6 +42,7 @@ def episode(tmp_path: Path) -> Path:
 # Central directory entry: 8 flags, 10 method, 16 crc, 20 packed,
 # 24 size, 28 name length, 42 offset; local header: 6 flags, 8 method, 26 name length.
 
+TEXT = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"
 EMPTY = b"PK\x05\x06" + bytes(18)
 
 
@@ -83,6 +84,7 @@ def at_end(offset: int, form: str, value: int) -> Callable[[bytes], bytes]:
         (at_end(10, "<H", 60_000), "E202"),
         (at_end(12, "<I", 1 << 30), "E202"),
         (at_end(4, "<H", 1), "E203"),
+        (at_end(6, "<H", 1), "E203"),
         (at_end(8, "<H", 2), "E203"),
         (at_end(16, "<I", 5), "E203"),
         (lambda content: b"PK" + content, "E203"),
@@ -149,6 +151,34 @@ def test_the_limit_on_the_content_is_kept(episode: Path) -> None:
     assert read_episode(episode, max_bytes=20_000).num_steps == 4
 
 
+def test_a_stored_member_has_one_size() -> None:
+    content = npz_bytes({"meta": json_bytes(META)}, "stored")
+    assert code_of(load, first_entry(24, "<I", 99)(content)) == "E210"
+
+
+def test_half_a_directory_entry_is_refused() -> None:
+    content = npz_bytes({"meta": json_bytes(META)})
+    directory, end = content[content.index(b"PK\x01\x02") : -22], content[-22:]
+    size = struct.pack("<I", len(directory) + 4)
+    longer = content[:-22] + b"PK\x01\x02" + end[:12] + size + end[16:]
+    assert code_of(load, longer) == "E204"
+
+
+class _Shrinking(io.BytesIO):
+    """A file of which every read gets one byte less than was asked for."""
+
+    def read(self, count: int | None = -1) -> bytes:
+        return super().read(count)[:-1]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused() -> None:
+    content = npz_bytes({"meta": json_bytes(META)})
+    (member,) = zipcontainer.read_directory(io.BytesIO(content), "x", 1 << 20).values()
+    shrinking = _Shrinking(content)
+    assert code_of(zipcontainer.read_directory, shrinking, "x", 1 << 20) == "E217"
+    assert code_of(MemberStream, shrinking, member, "x") == "E212"
+
+
 def test_two_members_may_not_share_their_bytes() -> None:
     content = npz_bytes({"a": np.zeros(3), "b": np.zeros(3)}, "stored")
     second = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 1)
@@ -203,6 +233,15 @@ def test_bytes_behind_the_deflate_stream_are_refused() -> None:
     assert code_of(stream.finish) == "E215"
 
 
+def test_blocks_behind_the_deflate_stream_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    packer = zlib.compressobj(6, zlib.DEFLATED, -15)
+    packed = packer.compress(bytes(50)) + packer.flush()
+    monkeypatch.setattr(zipcontainer, "_BLOCK", len(packed))
+    stream = deflated(bytes(50), packed=packed + b"tail")
+    stream.read(50)
+    assert code_of(stream.finish) == "E215"
+
+
 def test_a_wrong_checksum_is_refused() -> None:
     stream = deflated(bytes(50), crc=1)
     stream.read(50)
@@ -238,7 +277,7 @@ def test_too_little_memory_is_an_error_with_a_code(
         (b"\x93NUMPY\x04\x00" + bytes(9), "E221"),
         (b"\x93NUMPY\x01\x01" + bytes(9), "E221"),
         (b"\x93NUMPY\x01\x00\xff\x00" + bytes(9), "E222"),
-        (header("{" + " " * 5000), "E222"),
+        (header(TEXT + " " * 5000) + bytes(8), "E222"),
         (header("", version=3), "E222"),
         (header("__import__('os').abort()"), "E222"),
         (header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}; 1"), "E222"),
