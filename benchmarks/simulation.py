@@ -22,7 +22,6 @@ import numpy as np
 from teamvla.sim import TwoArmEnv, make_env
 from teamvla.sim.tasks import TaskConfig
 
-
 STEPS = 80  # about an episode of the expert
 
 
@@ -86,10 +85,6 @@ def shared(pool: Executor, workers: int) -> float:
     jobs = [[3 * worker + k for k in range(3)] for worker in range(workers)]
     steps = sum(pool.map(episodes, jobs))
     return steps / (time.perf_counter() - start)
-
-
-def processes(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
 
 
 def threads(workers: int) -> float:

@@ -32,6 +32,7 @@ class Progress:
     _started: float = field(default_factory=time.monotonic)
     _spoke_at: float = field(default_factory=time.monotonic)
     _spoke_done: int = 0
+    _first: int = 0
 
     @property
     def elapsed_s(self) -> float:
@@ -40,7 +41,11 @@ class Progress:
     @property
     def rate(self) -> float:
         """Units per second so far."""
-        return self.done / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        return (self.done - self._first) / self.elapsed_s if self.elapsed_s > 0 else 0.0
+
+    def continue_at(self, done: int) -> None:
+        """Start from work that an earlier session did; it does not count for the rate."""
+        self.done = self._first = self._spoke_done = done
 
     def advance(self, n: int = 1, **metrics: float | str) -> None:
         """Count ``n`` more units done; ``metrics`` are shown beside the count."""

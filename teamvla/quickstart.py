@@ -24,7 +24,7 @@ from teamvla.evaluation.baselines import DoNothing, expert
 from teamvla.evaluation.pictures import choose, film, save_pictures
 from teamvla.evaluation.policies import PolicyFromCheckpoint
 from teamvla.evaluation.report import Report, write_report
-from teamvla.evaluation.suites import Score, Suite, evaluate
+from teamvla.evaluation.suites import OpenActor, Score, Suite, evaluate
 from teamvla.files import canonical_json, duplicate, write_json
 from teamvla.record import RecordConfig, Recorder, record
 from teamvla.sim.tasks import TaskConfig
@@ -159,7 +159,7 @@ class Quickstart:
     def _evaluate(self) -> Facts:
         suite = Suite(self.task, self.seed)
         policy = PolicyFromCheckpoint(self.best)
-        plan = {
+        plan: dict[str, tuple[OpenActor, int]] = {
             "trained policy": (policy, self.eval_episodes),
             "scripted expert": (expert, self.baseline_episodes),
             "doing nothing": (DoNothing, self.baseline_episodes),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -32,10 +32,10 @@ from teamvla.sim.tasks import TaskConfig
 class NoiseConfig(Settings):
     """Ornstein-Uhlenbeck noise on executed joint targets, faded out where the arms hold still."""
 
-    sigma: float = Field(0.03, ge=0, description="Standard deviation, rad; 0 switches it off.")
-    correlation: float = Field(0.85, ge=0, lt=1, description="From one tick to the next.")
+    sigma: float = Field(default=0.03, ge=0, description="Standard deviation, rad; 0: none.")
+    correlation: float = Field(default=0.85, ge=0, lt=1, description="From one tick to the next.")
     full_speed: float = Field(
-        0.02, gt=0, description="Joint command step, rad a tick, from which on noise is full."
+        default=0.02, gt=0, description="Step of a joint command, rad, at full noise."
     )
 
 
@@ -43,9 +43,9 @@ class RecordConfig(Settings):
     """Section ``record``."""
 
     noise: NoiseConfig = NoiseConfig()
-    keep_failures: bool = Field(False, description="Keep episodes in which the expert failed.")
-    compression: str = Field(
-        "fast", pattern="^(fast|stored|zlib)$", description="fast, stored or zlib."
+    keep_failures: bool = Field(default=False, description="Keep episodes that failed.")
+    compression: Literal["fast", "stored", "zlib"] = Field(
+        default="fast", description="fast, stored or zlib."
     )
 
 
@@ -65,7 +65,7 @@ class ActionNoise:
         self._noise = keep * self._noise + np.sqrt(1 - keep**2) * fresh
         self._gain = 0.7 * self._gain + 0.3 * self._speed(command)
         noise = self._config.sigma * self._gain * self._noise * self._joints
-        return (command + noise).astype(np.float32)
+        return np.asarray(command + noise, np.float32)
 
     def _speed(self, command: np.ndarray) -> np.ndarray:
         """Share of full speed at which each arm's fastest joint is told to move."""

@@ -77,7 +77,7 @@ def rollout(
         on_tick: sees every tick.
     """
     observation, info = env.reset(seed=reset_seed)
-    words = {key: info[key] for key in ("instruction", "task") if key in info}
+    words: Observation = {key: info[key] for key in ("instruction", "task") if key in info}
     actor.reset()
     if on_reset is not None:
         on_reset({**observation, **words})

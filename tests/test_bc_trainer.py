@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from teamvla.checkpoint import read_checkpoint, read_header
-from teamvla.errors import CheckpointError, ConfigError, InputError, TeamVLAError
+from teamvla.errors import CheckpointError, InputError, TeamVLAError
 from teamvla.models.loading import load_policy
 from teamvla.train import bc_trainer
 from teamvla.train.journal import read_metrics
@@ -129,12 +129,6 @@ def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_checkpoi
     with pytest.raises(TeamVLAError, match="a finite loss, got nan"):
         bc_trainer.train(run)
     assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-def test_a_batch_larger_than_the_data_is_a_configuration_error(module_project, tmp_path):
-    with pytest.raises(ConfigError, match="batch_size"):
-        start_run(module_project.replace("dataset", batch_size=10**6), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_held_out_loader_is_not_augmented(module_project):

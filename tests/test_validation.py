@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sample_steps import CONTRACT, rewrite, write_episode
+from sample_steps import CONTRACT, make_step, rewrite, write_episode, write_steps
 
 from teamvla.cli.app import run
 from teamvla.data.npz import read_episode
@@ -79,11 +79,33 @@ def test_findings(episode: Path, changes: dict[str, Any], code: str, field: str)
     assert (code, field) in [(finding.code, finding.field) for finding in found]
 
 
-def test_arms_that_do_not_fit_the_contract(episode: Path) -> None:
-    arms = [{**CONTRACT["arms"][0], "links": CONTRACT["arms"][0]["links"][:2]}, CONTRACT["arms"][1]]
+@pytest.mark.parametrize("joints", [2, 4])
+def test_arms_that_do_not_fit_the_contract(episode: Path, joints: int) -> None:
+    one, other = CONTRACT["arms"]
+    arms = [{**one, "links": (one["links"] * 2)[:joints]}, other]
     found = validate_file(rewrite(episode, meta=contract(arms=arms)))
     assert [(f.code, f.field) for f in found] == [("E412", "q_a"), ("E412", "action_a")]
-    assert found[0].message == "expected [2], the contract's arm, got [3]"
+    assert found[0].message == f"expected [{joints}], the contract's arm, got [3]"
+
+
+def test_an_arm_without_its_actions(episode: Path) -> None:
+    found = validate_file(rewrite(episode, action_b=None))
+    assert [(f.code, f.field) for f in found] == [("E102", "action_b"), ("E412", "action_b")]
+
+
+def test_a_lie_about_the_length_is_one_finding(episode: Path) -> None:
+    (finding,) = validate_file(rewrite(episode, meta={"num_steps": 9}))
+    assert finding.message == "expected 4, the length of every column, got 9"
+
+
+def test_time_that_runs_back_has_no_rate(episode: Path) -> None:
+    found = validate_file(rewrite(episode, timestamp=np.array([0.3, 0.2, 0.1, 0.0])))
+    assert [finding.code for finding in found] == ["E415"]
+
+
+def test_time_is_optional(tmp_path: Path, episode: Path) -> None:
+    assert validate_file(rewrite(episode, timestamp=None)) == []
+    assert validate_file(write_steps(tmp_path, [make_step(3, timestamp=0.0)])) == []
 
 
 @pytest.mark.parametrize(
@@ -201,6 +223,12 @@ def test_the_report_is_the_same_for_any_number_of_workers(mixed_root: Path, work
     assert validate_roots([mixed_root], workers=workers) == alone
     assert (alone.episodes, alone.invalid, len(alone.findings)) == (10, 5, 10)
     assert [f.path for f in alone.findings] == sorted(f.path for f in alone.findings)
+
+
+def test_a_root_may_be_a_file(mixed_root: Path) -> None:
+    paths = [mixed_root / "lift" / f"episode-{number}.npz" for number in (1, 2)]
+    report = validate_roots(paths)
+    assert (report.episodes, len(report.findings)) == (2, 2)
 
 
 def test_a_root_given_twice_counts_once(mixed_root: Path) -> None:

@@ -12,9 +12,9 @@ from teamvla.config.settings import Settings
 class SessionConfig(Settings):
     """Session-wide defaults."""
 
-    seed: int = Field(0, ge=0, description="Every random stream derives from it.")
-    device: str = Field("cpu", description="auto, cpu, cuda or cuda:N.")
+    seed: int = Field(default=0, ge=0, description="Every random stream derives from it.")
+    device: str = Field(default="cpu", description="auto, cpu, cuda or cuda:N.")
     log_level: Literal["error", "warning", "info", "debug"] = Field(
-        "info", description="What reaches stderr."
+        default="info", description="What reaches stderr."
     )
-    data_root: str = Field("data", description="Where episodes are recorded to and read from.")
+    data_root: str = Field(default="data", description="Folder that episodes are recorded into.")

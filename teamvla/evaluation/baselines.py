@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from gymnasium.spaces import Box
 
 from teamvla import seeds
 from teamvla.data import read_episode
@@ -39,7 +40,9 @@ class RandomActions:
     """Uniform in the action space, drawn anew at every step."""
 
     def __init__(self, env: TwoArmEnv) -> None:
-        self._low, self._high = env.action_space.low, env.action_space.high
+        space = env.action_space
+        assert isinstance(space, Box)
+        self._low, self._high = space.low, space.high
         self._episode = -1
         self.reset()
 

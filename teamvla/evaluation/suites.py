@@ -23,9 +23,9 @@ OpenActor = Callable[[TwoArmEnv], Actor]
 class EvaluationConfig(Settings):
     """Section ``evaluation``."""
 
-    episodes: int = Field(100, gt=0, description="Initial states to try.")
-    workers: int = Field(1, gt=0, description="Processes; the result does not depend on it.")
-    pictures: int = Field(6, ge=0, description="Episodes shown in the contact sheet.")
+    episodes: int = Field(default=100, gt=0, description="Initial states to try.")
+    workers: int = Field(default=1, gt=0, description="Processes; results are the same.")
+    pictures: int = Field(default=6, ge=0, description="Episodes shown in the contact sheet.")
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,9 @@ def _answer(policy: Policy, observations: dict[str, Any], language: list[str]) -
         "language": language,
     }
     with torch.inference_mode():
-        actions = policy.forward(batch)["predicted_actions"]
+        actions: torch.Tensor = policy.forward(batch)["predicted_actions"]
     policy.train(training)
-    return actions.float().cpu().numpy()
+    return np.asarray(actions.float().cpu())
 
 
 def _check_probe(policy: Policy, header: Header, arrays: Tensors) -> None:

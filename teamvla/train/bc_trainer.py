@@ -41,20 +41,20 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> bool:
     total = run.config.epochs * len(run.train_loader)
     _LOG.info("training %s", _describe(run))
     with progress("train", total, "step") as bar:
-        bar.done = run.state.step
+        bar.continue_at(run.state.step)
+
+        def on_metrics(values: Metrics) -> None:
+            bar.metrics["loss"] = values["loss"]
+            run.journal.write("train", run.state, values)
+
         while run.state.epoch < run.config.epochs:
+            bar.metrics["epoch"] = f"{run.state.epoch + 1}/{run.config.epochs}"
             started = time.perf_counter()
-            metrics: Metrics = {}
-
-            def on_metrics(values: Metrics, metrics: Metrics = metrics) -> None:
-                metrics.update(values)
-                run.journal.write("train", run.state, values)
-
             train_one_epoch(
                 run.learner,
                 run.train_loader,
                 log_every=run.config.log_every,
-                on_step=lambda m=metrics: bar.advance(**_shown(run, m)),  # type: ignore[misc]
+                on_step=bar.advance,
                 on_metrics=on_metrics,
                 stop=stop,
             )
@@ -76,13 +76,6 @@ def _describe(run: Run) -> str:
         f"{parameters / 1e6:.2f} M parameters on {steps} steps, {run.learner.device}, "
         f"{precision}, {torch.get_num_threads()} threads, in {run.folder}"
     )
-
-
-def _shown(run: Run, metrics: Metrics) -> dict[str, float | str]:
-    shown: dict[str, float | str] = {"epoch": f"{run.state.epoch + 1}/{run.config.epochs}"}
-    if "loss" in metrics:
-        shown["loss"] = metrics["loss"]
-    return shown
 
 
 def _end_epoch(run: Run, stop: Callable[[], bool]) -> None:

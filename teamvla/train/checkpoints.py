@@ -151,7 +151,7 @@ def _restore(learner: Learner, header: Header, arrays: Tensors) -> None:
 
 
 def _rng_state() -> tuple[Tensors, dict[str, Any]]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     arrays: Tensors = {
         "rng.torch": torch.get_rng_state().numpy(),
         "rng.numpy": np.asarray(keys),

@@ -17,21 +17,22 @@ from teamvla.config import Settings
 class OptimizerConfig(Settings):
     """Section ``optimizer``."""
 
-    type: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd.")
-    lr: float = Field(7e-4, gt=0, description="Peak learning rate.")
-    weight_decay: float = Field(1e-4, ge=0, description="On matrices only, never on biases.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum.")
+    type: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw or sgd.")
+    lr: float = Field(default=7e-4, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(default=1e-4, ge=0, description="On matrices alone.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moment decays.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum.")
 
 
 class SchedulerConfig(Settings):
     """Section ``scheduler``."""
 
     type: Literal["cosine_with_warmup", "constant"] = Field(
-        "cosine_with_warmup", description="cosine_with_warmup or constant (after the warm-up)."
+        default="cosine_with_warmup",
+        description="cosine_with_warmup or constant.",
     )
-    warmup_steps: int = Field(200, ge=0, description="Steps of linear rise from zero.")
-    min_ratio: float = Field(0.0, ge=0, le=1, description="Where the cosine ends, of the peak.")
+    warmup_steps: int = Field(default=200, ge=0, description="Steps of linear rise from zero.")
+    min_ratio: float = Field(default=0.0, ge=0, le=1, description="End of the cosine, of the peak.")
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:

@@ -27,26 +27,30 @@ Metrics = dict[str, float]
 class TrainerConfig(Settings):
     """Section ``trainer``."""
 
-    epochs: int = Field(12, gt=0, description="Passes over the training split.")
-    clip_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
+    epochs: int = Field(default=12, gt=0, description="Passes over the training split.")
+    clip_norm: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
     ema_decay: float | None = Field(
-        0.99, gt=0, lt=1, description="Averaging of the weights; null switches it off."
+        default=0.99, gt=0, lt=1, description="Averaging of the weights; null switches it off."
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16 autocast where the processor is faster with it."
+        default="auto", description="bf16 autocast where the processor is faster with it."
     )
     threads: int | None = Field(
-        None, gt=0, description="CPU threads; null leaves torch's choice. Part of bit-exactness."
+        default=None,
+        gt=0,
+        description="CPU threads; null: torch's choice.",
     )
-    log_every: int = Field(20, gt=0, description="Steps between rows of metrics.jsonl.")
-    checkpoint_every: int = Field(5, gt=0, description="Epochs between epoch_NNNN.ckpt files.")
+    log_every: int = Field(default=20, gt=0, description="Steps between rows of metrics.jsonl.")
+    checkpoint_every: int = Field(default=5, gt=0, description="Epochs between epoch_N.ckpt files.")
     rollout_every: int = Field(
-        4, ge=0, description="Epochs between rollouts that rank checkpoints; 0: rank by loss."
+        default=4,
+        ge=0,
+        description="Epochs between ranking rollouts; 0: rank by loss.",
     )
     rollout_after: float = Field(
-        0.5, ge=0, le=1, description="Share of the training before the first rollouts."
+        default=0.5, ge=0, le=1, description="Share of the training before the first rollouts."
     )
-    rollout_episodes: int = Field(20, gt=0, description="Initial states per ranking.")
+    rollout_episodes: int = Field(default=20, gt=0, description="Initial states per ranking.")
 
 
 @dataclass
@@ -109,7 +113,7 @@ class Learner:
         """One optimiser step; returns the losses and the gradient norm, detached."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             losses = self.policy.loss(batch)
-        losses["loss"].backward()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -211,5 +215,5 @@ def wants_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
