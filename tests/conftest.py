@@ -25,6 +25,7 @@ SMALL = (
 @pytest.fixture(scope="session")
 def lift_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four demonstrations of `lift` with 32 x 32 pictures."""
+    from teamvla.data.index import IndexConfig, build_index
     from teamvla.record import RecordConfig, Recorder, record
     from teamvla.sim.tasks import TaskConfig
 
@@ -32,6 +33,7 @@ def lift_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lift")
     task, config = project.section("task", TaskConfig), project.section("record", RecordConfig)
     record(Recorder(task, config, root, seed=0), episodes=4)
+    build_index(root, config=IndexConfig(val_fraction=0.4))
     return root
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,32 @@ def test_what_cannot_be_stored_is_refused(value: Any) -> None:
     assert code_of(validate_step, make_step(extra=value)) == "E111"
 
 
-@pytest.mark.parametrize("name", ["", "Rgb", "../x", "a b", "a" * 65, "_x", "meta", 3, "é", "q\n"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "Rgb",
+        "../x",
+        "a b",
+        "a" * 65,
+        "_x",
+        "meta",
+        3,
+        "é",
+        "q\n",
+        "depth_*",
+        "depth_../x",
+        "qd_A",
+        "rgb_wrist_" + "a" * 64,
+    ],
+)
 def test_field_names_that_cannot_be_stored_are_refused(name: Any) -> None:
     assert code_of(validate_step, {**make_step(), name: 1.0}) == "E103"
+
+
+def test_more_fields_than_a_file_has_room_for_are_refused() -> None:
+    step = make_step(**{f"x{number}": 1 for number in range(90)})
+    assert code_of(validate_step, step) == "E112"
 
 
 def test_the_message_says_where_what_and_got() -> None:
@@ -180,6 +204,7 @@ def test_metadata_is_coerced() -> None:
         ({"extra": float("nan")}, "E121"),
         ({"extra": np.float32(1)}, "E121"),
         ({"extra": "\ud800"}, "E121"),
+        ({"extra": json.loads("[" * 40 + "]" * 40)}, "E234"),
     ],
 )
 def test_bad_metadata_is_refused(changes: dict[str, Any], code: str) -> None:

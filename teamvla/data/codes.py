@@ -20,6 +20,7 @@ CODES = {
     "E109": "a text holds what cannot be stored, or nothing",
     "E110": "a NumPy scalar stands in an unknown field",
     "E111": "a value is neither array, number, text nor JSON",
+    "E112": "a step has too many fields",
     # Metadata.
     "E121": "metadata is not a mapping, or holds what JSON cannot",
     "E122": "metadata lacks a key",

@@ -50,7 +50,6 @@ from teamvla.files import canonical_json
 MAX_META_BYTES = 4 << 20
 Columns = dict[str, tuple[np.dtype, tuple[int, ...]]]
 CONSTANTS = ("task", "instruction")
-_MAX_DEPTH = 32
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -274,8 +273,6 @@ class EpisodeFile:
             raise self.refuse("UTF-8 JSON", "something else", "E232", "meta") from None
         if not isinstance(meta, dict):
             raise self.refuse("a JSON object", type(meta).__name__, "E233", "meta")
-        if _deeper_than(meta, _MAX_DEPTH):
-            raise self.refuse(f"at most {_MAX_DEPTH} levels", "more", "E234", "meta")
         try:
             validate_episode_meta(meta)  # refuses NaN, infinities and lone surrogates, too
             _check_file_meta(meta)
@@ -309,16 +306,6 @@ class _Reading:
         if isinstance(error, OSError | MemoryError):
             got = "not enough memory" if isinstance(error, MemoryError) else str(error.strerror)
             raise self._episode.refuse("to read it", got.lower(), "E217", self._field) from None
-
-
-def _deeper_than(value: Any, limit: int) -> bool:
-    layer = [value]
-    for _ in range(limit):
-        children = (item.values() if isinstance(item, dict) else item for item in layer)
-        layer = [c for group in children for c in group if isinstance(c, dict | list)]
-        if not layer:
-            return False
-    return True
 
 
 def parse_json_text(path: Path, name: str, text: Any) -> Any:

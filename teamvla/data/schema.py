@@ -22,7 +22,9 @@ from teamvla.files import canonical_json
 
 EPISODE_FILE_VERSION = 2
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+MAX_FIELDS = 100
 _MAX_STEPS = 10_000_000
+_MAX_DEPTH = 32
 _SIZES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}
 _SMALL = 64  # below this many entries a Python loop beats a NumPy call
 
@@ -130,7 +132,9 @@ OPTIONAL_FIELDS: dict[str, FieldSpec] = _specs(
 
 @lru_cache(maxsize=1024)
 def spec_of(name: str) -> FieldSpec | None:
-    """The spec that governs a field; ``None`` for an unknown one."""
+    """The spec that governs a field; ``None`` for an unknown one or an illegal name."""
+    if not NAME.fullmatch(name):
+        return None
     known = STEP_SPECS.get(name) or OPTIONAL_FIELDS.get(name)
     if known is not None:
         return known
@@ -146,6 +150,8 @@ def validate_step(step: Mapping[str, Any]) -> None:
     """
     if not isinstance(step, Mapping):
         raise _unfit("E101", "step", "a mapping of fields", step)
+    if len(step) > MAX_FIELDS:
+        raise SchemaError("step", f"at most {MAX_FIELDS} fields", str(len(step)), code="E112")
     for name in STEP_SPECS:
         if name not in step:
             raise SchemaError(name, str(STEP_SPECS[name]), "nothing", code="E102")
@@ -343,11 +349,27 @@ def validate_episode_meta(meta: Mapping[str, Any] | EpisodeMeta) -> EpisodeMeta:
     known["extra"] = {key: value for key, value in data.items() if key not in known}
     episode = EpisodeMeta(**known)
     _check_meta_types(episode)
+    if _deeper_than(data, _MAX_DEPTH):
+        raise SchemaError("metadata", f"at most {_MAX_DEPTH} levels", "more", code="E234")
     try:
         canonical_json(dict(data))
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise SchemaError("metadata", "JSON values", str(error), code="E121") from None
     return episode
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    layer = [value]
+    for _ in range(limit):
+        groups = (item.values() if isinstance(item, Mapping) else item for item in layer)
+        layer = [child for group in groups for child in group if _nests(child)]
+        if not layer:
+            return False
+    return True
+
+
+def _nests(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
 
 
 def check_name(where: str, value: Any) -> None:

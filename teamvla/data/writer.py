@@ -14,7 +14,7 @@ import numpy as np
 from teamvla.data.columns import Column, column_for
 from teamvla.data.episodes import episode_path
 from teamvla.data.npz import encode_meta, write_npz
-from teamvla.data.schema import EpisodeMeta, validate_episode_meta, validate_step
+from teamvla.data.schema import STEP_SPECS, EpisodeMeta, validate_episode_meta, validate_step
 from teamvla.data.zipcontainer import MAX_BYTES, Compression
 from teamvla.errors import ConfigError, EpisodeError, SchemaError
 from teamvla.files import publish
@@ -95,6 +95,7 @@ class EpisodeWriter:
         validate_episode_meta({**given, "episode_id": given.get("episode_id", "auto")})
         given.setdefault("episode_id", self._free_id(given["task"]))
         checked = validate_episode_meta(given)
+        encode_meta(checked)  # too large is better known now than when all is recorded
         path = episode_path(self.root, checked.task, checked.episode_id)
         if path.exists():
             raise _exists(path)
@@ -133,11 +134,14 @@ class EpisodeWriter:
             The episode's file.
 
         Raises:
+            SchemaError: ``success`` is not a flag; the episode is kept.
             EpisodeError: it has no steps, exists already, or cannot be written. The
                 episode is dropped.
         """
         meta = self._current()
-        self._success = self._success if success is None else success
+        if success is not None:
+            STEP_SPECS["success"].check("success", success)
+            self._success = bool(success)
         try:
             if not self._num_steps:
                 raise self._error("at least one step", "none", "E303")
