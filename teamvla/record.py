@@ -8,6 +8,7 @@ from where a learned policy will drift to (DART: Laskey et al., CoRL 2017).
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from teamvla.logs import progress
 from teamvla.rollout import Observation, Outcome, Tick, rollout, run_episodes
 from teamvla.sim import make_env
 from teamvla.sim.tasks import TaskConfig
+
+_LOG = logging.getLogger(__name__)
 
 
 class NoiseConfig(Settings):
@@ -133,7 +136,8 @@ class Recorder:
             take = _Take()
             rng = seeds.generator(self.seed, seeds.Domain.NOISE, index)
             noise = ActionNoise(self.config.noise, rng, joints)
-            outcome = rollout(
+            outcome = _attempt(
+                take,
                 env,
                 expert,
                 seeds.reset_seed(self.seed, seeds.Domain.RECORD, index),
@@ -171,6 +175,15 @@ class Recorder:
             for step in steps:
                 writer.add_step(step)
             return writer.end_episode(success=outcome.success)
+
+
+def _attempt(take: _Take, *arguments: Any, **options: Any) -> Outcome:
+    """A rollout in which an expert that gives up has failed, like one that runs out of time."""
+    try:
+        return rollout(*arguments, **options)
+    except SimulationError as error:
+        _LOG.debug("the expert gave up: %s", error)
+        return Outcome(False, len(take.steps), 0.0)
 
 
 @dataclass

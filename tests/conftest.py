@@ -33,7 +33,7 @@ def lift_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("lift")
     task, config = project.section("task", TaskConfig), project.section("record", RecordConfig)
     record(Recorder(task, config, root, seed=0), episodes=4)
-    build_index(root, config=IndexConfig(val_fraction=0.4))
+    build_index(root, config=IndexConfig(val_fraction=0.6))
     return root
 
 

@@ -43,6 +43,7 @@ def remove() -> None:
     """Undo :func:`install`."""
     logging.captureWarnings(False)
     PROGRESS.setLevel(logging.NOTSET)
+    PROGRESS.filters.clear()
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         for handler in [h for h in logger.handlers if isinstance(h, LineHandler)]:

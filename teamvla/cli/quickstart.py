@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from teamvla.cli.console import Result, Style
 from teamvla.cli.options import Config, Out, Seed, Set, Workers, load_project
 from teamvla.interrupts import graceful_stop
+from teamvla.logs import PROGRESS
 
 
 def quickstart(
@@ -32,6 +34,7 @@ def quickstart(
     """
     from teamvla.quickstart import Quickstart, Stopped
 
+    _one_line_per_stage()
     folder = out or Path("runs") / "quickstart"
     with graceful_stop() as stop:
         path = Quickstart(
@@ -59,6 +62,15 @@ def quickstart(
         human=lambda style: _text(style, data, facts),
         next_command=f"teamvla ckpt-inspect {path.best}",
     )
+
+
+def _one_line_per_stage() -> None:
+    """Hide what the stages say of themselves, except bars and with -v."""
+    logger = logging.getLogger("teamvla")
+    if logger.level == logging.INFO:
+        logger.setLevel(logging.WARNING)
+        logging.getLogger("teamvla.quickstart").setLevel(logging.INFO)
+        PROGRESS.addFilter(lambda record: record.levelno < logging.INFO)
 
 
 def _summary(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 
 from teamvla.errors import SimulationError
 from teamvla.sim.scene import ARMS, HOME, JOINTS, MAX_OPENING, SUBSTEPS
+
+_LOG = logging.getLogger(__name__)
+# Left alone, MuJoCo appends its warnings to MUJOCO_LOG.TXT in whatever folder one works in.
+mujoco.set_mju_user_warning(lambda text: _LOG.debug("MuJoCo: %s", text))
 
 FloatArray = NDArray[np.float64]
 #: Everything that decides how the physics goes on, the solver's warm start included.
