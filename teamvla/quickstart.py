@@ -20,7 +20,7 @@ from teamvla.checkpoint import read_header, verify_digest
 from teamvla.config import Project
 from teamvla.data import build_index, validate_roots
 from teamvla.errors import EpisodeError
-from teamvla.evaluation.baselines import DoNothing, expert
+from teamvla.evaluation.baselines import DoNothing, RandomActions, expert
 from teamvla.evaluation.pictures import choose, film, save_pictures
 from teamvla.evaluation.policies import PolicyFromCheckpoint
 from teamvla.evaluation.report import Report, write_report
@@ -48,14 +48,14 @@ class Quickstart:
         folder: everything lies in it: ``data/``, ``train/``, ``best.ckpt``, ``report.html``.
         episodes: demonstrations to record.
         eval_episodes: initial states to evaluate on.
-        baseline_episodes: initial states for the expert and for doing nothing.
+        baseline_episodes: initial states for the expert, doing nothing and the like.
     """
 
     folder: Path
     project: Project
     episodes: int = 100
     eval_episodes: int = 100
-    baseline_episodes: int = 30
+    baseline_episodes: int = 20
     workers: int = 2
     stop: Callable[[], bool] = lambda: False
 
@@ -162,7 +162,12 @@ class Quickstart:
         plan: dict[str, tuple[OpenActor, int]] = {
             "trained policy": (policy, self.eval_episodes),
             "scripted expert": (expert, self.baseline_episodes),
+            "the policy, pictures blacked out": (
+                PolicyFromCheckpoint(self.best, blind=True),
+                self.baseline_episodes,
+            ),
             "doing nothing": (DoNothing, self.baseline_episodes),
+            "random actions": (RandomActions, self.baseline_episodes),
         }
         scores = {
             name: evaluate(

@@ -90,8 +90,9 @@ def _text(style: Style, data: dict[str, Any], facts: dict[str, Any]) -> str:
     from teamvla.evaluation.suites import Score
 
     scores = {n: Score.from_dict(s) for n, s in facts["evaluate"]["scores"].items()}
-    lines = [f"{style.bold(f'{name:16}')}  {score}" for name, score in scores.items()]
     minutes = sum(data["seconds"].values()) / 60
-    lines.append(f"{style.bold('checkpoint'):16}  {data['checkpoint']}")
-    lines.append(f"{style.bold('report'):16}  {data['report']}  ({minutes:.1f} min in all)")
-    return "\n".join(lines)
+    said = {name: str(score) for name, score in scores.items()}
+    said |= {"checkpoint": data["checkpoint"]}
+    said |= {"report": f"{data['report']}  ({minutes:.1f} min in all)"}
+    width = max(map(len, said))
+    return "\n".join(f"{style.bold(name.ljust(width))}  {text}" for name, text in said.items())

@@ -15,7 +15,7 @@ from teamvla.rollout import rollout
 from teamvla.sim import make_env
 
 _GAP = 4
-_BAND = 18
+_BAND = 26
 _GREEN, _RED, _INK = (46, 139, 87), (200, 60, 60), (40, 44, 52)
 
 
@@ -63,8 +63,9 @@ def film(suite: Suite, open_actor: OpenActor, indices: Sequence[int], every: int
 
 def contact_sheet(films: Sequence[Film], columns: int = 6) -> bytes:
     """A PNG with one row per episode, time running to the right."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
+    font = ImageFont.load_default(_BAND - 6)
     height, width = films[0].frames[0].shape[:2]
     size = (columns * (width + _GAP) + _GAP, len(films) * (height + _BAND + _GAP) + _GAP)
     sheet = Image.new("RGB", size, "white")
@@ -73,7 +74,7 @@ def contact_sheet(films: Sequence[Film], columns: int = 6) -> bytes:
         top = _GAP + row * (height + _BAND + _GAP)
         verdict = f"success after {one.steps} steps" if one.success else "no success"
         colour = _GREEN if one.success else _RED
-        draw.text((_GAP + 2, top + 2), f"episode {one.index}: {verdict}", fill=colour)
+        draw.text((_GAP + 2, top + 2), f"episode {one.index}: {verdict}", fill=colour, font=font)
         picks = np.linspace(0, len(one.frames) - 1, columns).round().astype(int)
         for column, pick in enumerate(picks):
             at = (_GAP + column * (width + _GAP), top + _BAND)
