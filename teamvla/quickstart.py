@@ -24,7 +24,7 @@ from teamvla.evaluation.baselines import DoNothing, RandomActions, expert
 from teamvla.evaluation.pictures import choose, film, save_pictures
 from teamvla.evaluation.policies import PolicyFromCheckpoint
 from teamvla.evaluation.report import Report, write_report
-from teamvla.evaluation.suites import OpenActor, Score, Suite, evaluate
+from teamvla.evaluation.suites import EvaluationConfig, OpenActor, Score, Suite, evaluate
 from teamvla.files import canonical_json, duplicate, write_json
 from teamvla.record import RecordConfig, Recorder, record
 from teamvla.sim.tasks import TaskConfig
@@ -48,14 +48,12 @@ class Quickstart:
         folder: everything lies in it: ``data/``, ``train/``, ``best.ckpt``, ``report.html``.
         episodes: demonstrations to record.
         eval_episodes: initial states to evaluate on.
-        baseline_episodes: initial states for the expert, doing nothing and the like.
     """
 
     folder: Path
     project: Project
     episodes: int = 100
     eval_episodes: int = 100
-    baseline_episodes: int = 20
     workers: int = 2
     stop: Callable[[], bool] = lambda: False
 
@@ -103,7 +101,7 @@ class Quickstart:
     def _key(self, stage: str, before: str) -> str:
         """Digest of all that a stage depends on."""
         settings = {**self.project.resolved(), "stage": stage, "before": before}
-        counts = [self.episodes, self.eval_episodes, self.baseline_episodes]
+        counts = [self.episodes, self.eval_episodes]
         return hashlib.sha256(canonical_json([settings, counts])).hexdigest()
 
     def _stage(self, name: str, key: str, work: Callable[[], Facts]) -> tuple[Facts, bool]:
@@ -158,16 +156,17 @@ class Quickstart:
 
     def _evaluate(self) -> Facts:
         suite = Suite(self.task, self.seed)
+        config = self.project.section("evaluation", EvaluationConfig)
         policy = PolicyFromCheckpoint(self.best)
         plan: dict[str, tuple[OpenActor, int]] = {
             "trained policy": (policy, self.eval_episodes),
-            "scripted expert": (expert, self.baseline_episodes),
+            "scripted expert": (expert, config.baselines),
             "the policy, pictures blacked out": (
                 PolicyFromCheckpoint(self.best, blind=True),
-                self.baseline_episodes,
+                config.baselines,
             ),
-            "doing nothing": (DoNothing, self.baseline_episodes),
-            "random actions": (RandomActions, self.baseline_episodes),
+            "doing nothing": (DoNothing, config.baselines),
+            "random actions": (RandomActions, config.baselines),
         }
         scores = {
             name: evaluate(
@@ -177,7 +176,7 @@ class Quickstart:
         }
         if self.stop():
             raise Stopped
-        chosen = choose(scores["trained policy"], 6)
+        chosen = choose(scores["trained policy"], max(1, config.pictures))
         pictures = save_pictures(film(suite, policy, chosen), self.folder / "pictures")
         return {
             "line": f"success {scores['trained policy']}",

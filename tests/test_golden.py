@@ -17,7 +17,7 @@ CHECKPOINT = FIXTURES / "checkpoints" / "bc_stub.ckpt"
 
 
 def test_the_episode_is_valid_and_tells_a_lift():
-    assert validate_file(EPISODE) == []
+    assert validate_file(EPISODE, EPISODE.parent) == []
     episode = read_episode(EPISODE)
     assert (episode.task, episode.success) == ("lift", True)
     phases = [str(phase) for phase in dict.fromkeys(episode.fields["phase"])]

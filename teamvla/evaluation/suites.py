@@ -25,6 +25,7 @@ class EvaluationConfig(Settings):
 
     episodes: int = Field(default=100, gt=0, description="Initial states to try.")
     workers: int = Field(default=1, gt=0, description="Processes; results are the same.")
+    baselines: int = Field(default=20, gt=0, description="States per baseline in the quickstart.")
     pictures: int = Field(default=6, ge=0, description="Episodes shown in the contact sheet.")
 
 
