@@ -2,7 +2,8 @@
 
     python benchmarks/training.py --data ROOT
 
-Both sides alternate in short rounds; the ratio is of the medians of the rounds.
+The trainer runs as configured by default: weight averaging, schedule, metrics. Both sides
+alternate in short rounds; the ratio is of the medians of the rounds.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from teamvla.train.trainer import train_one_epoch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    project = Project.load("train_bc", ["trainer.rollout_every=0", "trainer.ema_decay=null"])
+    project = Project.load("train_bc", ["trainer.rollout_every=0"])
     project = project.replace("dataset", roots=[arguments.data])
     project = project.replace("trainer", threads=arguments.threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,6 +14,7 @@ from teamvla.checkpoint import read_checkpoint, read_header
 from teamvla.errors import CheckpointError, InputError, TeamVLAError
 from teamvla.models.loading import load_policy
 from teamvla.train import bc_trainer
+from teamvla.train.ema import WeightAverage
 from teamvla.train.journal import read_metrics
 from teamvla.train.runs import build_data, open_run, resume_run, start_run
 from teamvla.train.schedulers import OptimizerConfig, cosine_with_warmup, make_optimizer
@@ -176,3 +177,17 @@ def test_weight_decay_spares_biases_and_norms():
 def test_checkpoints_rank_by_success_then_by_loss(success, loss, better):
     best = TrainingState(best_epoch=3, best_success=0.8, best_val_loss=0.5)
     assert best.is_better(success, loss) is better
+
+
+def test_the_average_of_the_weights_follows_its_formula():
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+    average = WeightAverage(model, decay=0.15, every=2)
+    seen = []
+    for step in (1, 2, 3, 4):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        average.update(step)
+        seen.append(average.averaged.weight.item())
+    assert seen == pytest.approx([0.0, 1.8, 1.8, 0.15 * 1.8 + 0.85 * 4])

@@ -49,8 +49,8 @@ def save_checkpoint(
     rng_arrays, rng = _rng_state()
     arrays = to_arrays("model", learner.policy.state_dict()) | optimizer_arrays
     if learner.ema is not None:
-        arrays |= to_arrays("ema", learner.ema.module.state_dict())
-        optimizer["ema_updates"] = int(learner.ema.n_averaged)
+        arrays |= to_arrays("ema", learner.ema.averaged.state_dict())
+        optimizer["ema_updates"] = learner.ema.updates
     header = {
         "kind": "policy",
         **meta,
@@ -95,7 +95,7 @@ def init_from(path: str | Path, learner: Learner) -> Header:
     own = learner.policy.normalizer.state_dict(prefix="normalizer.")
     load_weights(learner.policy, from_arrays(section, arrays) | own, header.path)
     if learner.ema is not None:
-        learner.ema.module.load_state_dict(learner.policy.state_dict())
+        learner.ema.averaged.load_state_dict(learner.policy.state_dict())
     return header
 
 
@@ -144,8 +144,8 @@ def _restore(learner: Learner, header: Header, arrays: Tensors) -> None:
     schedule |= {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
     learner.scheduler.load_state_dict(schedule)
     if learner.ema is not None:
-        learner.ema.module.load_state_dict(from_arrays("ema", arrays))
-        learner.ema.n_averaged.fill_(meta["optimizer_state"]["ema_updates"])
+        learner.ema.averaged.load_state_dict(from_arrays("ema", arrays))
+        learner.ema.updates = int(meta["optimizer_state"]["ema_updates"])
     learner.state = TrainingState(**meta["state"])
     _restore_rng(meta["rng"], arrays)
 

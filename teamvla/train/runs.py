@@ -26,7 +26,7 @@ from teamvla.models.losses import LossConfig
 from teamvla.sim import make_env
 from teamvla.sim.tasks import TaskConfig
 from teamvla.train.checkpoints import init_from, load_checkpoint
-from teamvla.train.ema import make_ema
+from teamvla.train.ema import WeightAverage
 from teamvla.train.journal import MetricsJournal
 from teamvla.train.schedulers import (
     OptimizerConfig,
@@ -137,7 +137,9 @@ def _build_learner(
     optimizer = make_optimizer(policy, project.section("optimizer", OptimizerConfig))
     schedule = project.section("scheduler", SchedulerConfig)
     scheduler = make_scheduler(optimizer, schedule, config.epochs * batches)
-    ema = make_ema(policy, config.ema_decay) if config.ema_decay is not None else None
+    ema = None
+    if config.ema_decay is not None:
+        ema = WeightAverage(policy, config.ema_decay, config.ema_every)
     autocast = wants_bf16(config.precision, device)
     return Learner(policy, optimizer, scheduler, ema, device, config.clip_norm, autocast)
 
