@@ -1,5 +1,11 @@
 """``python -m teamvla``: the same as the ``teamvla`` command."""
 
+import signal
+
+# Until the command line has its own handlers, Ctrl-C ends the process without a word.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from teamvla.cli.app import main
 
 if __name__ == "__main__":

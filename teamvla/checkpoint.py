@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from teamvla.errors import CheckpointError, InputError
-from teamvla.files import canonical_json, publish
+from teamvla.files import canonical_json, check_file, publish
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,6 +151,7 @@ def read_checkpoint(path: str | Path) -> tuple[Header, dict[str, np.ndarray]]:
 
 def _open(path: Path) -> BinaryIO:
     try:
+        check_file(path, "a checkpoint file")
         return path.open("rb")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()

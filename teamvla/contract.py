@@ -8,10 +8,12 @@ difference stops the work with a readable list; it is never averaged over.
 from __future__ import annotations
 
 import hashlib
+from itertools import accumulate
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from teamvla.config.differences import differences, listed
 from teamvla.config.settings import Settings
 from teamvla.errors import ContractError
 from teamvla.files import canonical_json
@@ -91,32 +93,21 @@ class Contract(Settings):
         """Length of the joined action: each arm's joints and its gripper."""
         return sum(arm.num_joints + 1 for arm in self.arms)
 
+    @property
+    def grippers(self) -> list[int]:
+        """Places of the grippers in the joined vector: behind each arm's joints."""
+        ends = accumulate(arm.num_joints + 1 for arm in self.arms)
+        return [end - 1 for end in ends]
+
     def diff(self, other: Contract) -> list[str]:
         """Lines such as ``control_hz: 20.0 != 50.0``; empty if both mean the same."""
-        return _diff("", self.to_dict(), other.to_dict())
+        return differences(self.to_dict(), other.to_dict())
 
     def require(self, other: Contract, where: str, other_where: str) -> None:
         """Raise ContractError with the differences unless ``other`` means the same."""
         lines = self.diff(other)
         if lines:
-            shown = "\n".join(f"  {line}" for line in lines[:12])
-            more = f"\n  ... and {len(lines) - 12} more" if len(lines) > 12 else ""
             raise ContractError(
-                f"{other_where} does not mean the same as {where}:\n{shown}{more}\n"
+                f"{other_where} does not mean the same as {where}:\n{listed(lines)}\n"
                 "Use data, checkpoint and environment of one contract."
             )
-
-
-def _diff(at: str, left: Any, right: Any) -> list[str]:
-    if isinstance(left, dict) and isinstance(right, dict):
-        keys = sorted({*left, *right})
-        pairs = [(f"{at}.{key}" if at else key, left.get(key), right.get(key)) for key in keys]
-        return [line for pair in pairs for line in _diff(*pair)]
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        pairs = [(f"{at}[{i}]", a, b) for i, (a, b) in enumerate(zip(left, right, strict=True))]
-        return [line for pair in pairs for line in _diff(*pair)]
-    return [] if left == right else [f"{at}: {_short(left)} != {_short(right)}"]
-
-
-def _short(value: Any) -> str:
-    return f"{len(value)} entries" if isinstance(value, list) else repr(value)

@@ -6,7 +6,8 @@
     ├── RegistryError         2, a name that nothing is registered under
     ├── MissingDependencyError 2, an optional package that is not installed
     ├── SchemaError           1, data that breaks the schema (carries a code)
-    │   └── EpisodeError      1, an episode that cannot be read or written
+    │   └── EpisodeError      1, an episode that cannot be read, or must not be written
+    │       └── EpisodeWriteError 3, an episode that the disk did not take
     ├── ContractError         1, numbers that do not mean the same thing
     ├── CheckpointError       1, a checkpoint that cannot be trusted
     └── SimulationError       3, the simulator left its valid range
@@ -104,7 +105,13 @@ class SchemaError(TeamVLAError):
 
 
 class EpisodeError(SchemaError):
-    """An episode that cannot be read or written."""
+    """An episode that cannot be read, or must not be written."""
+
+
+class EpisodeWriteError(EpisodeError):
+    """An episode that the disk did not take."""
+
+    exit_code = 3
 
 
 class ContractError(TeamVLAError):

@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +40,11 @@ def publish(
         OSError: the disk is full, or the directory cannot be written.
     """
     path = Path(path)
+    with naming(path):
+        return _publish(path, fill, replace, sync)
+
+
+def _publish(path: Path, fill: Callable[[BinaryIO], object], replace: bool, sync: bool) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     temporary = Path(name)
@@ -68,15 +73,59 @@ def duplicate(source: str | Path, target: str | Path) -> Path:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     with suppress(FileNotFoundError):
         temporary.unlink()
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    # rename() does nothing between two names of one file, so the left-over is removed either way.
-    temporary.replace(target)
-    with suppress(FileNotFoundError):
-        temporary.unlink()
+    with naming(target):
+        try:
+            _link_or_copy(source, temporary)
+            temporary.replace(target)
+        finally:
+            # rename() does nothing between two names of one file: then this is left over, too.
+            with suppress(FileNotFoundError):
+                temporary.unlink()
     return target
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def check_file(path: Path, what: str) -> None:
+    """InputError if ``path`` is a folder, or a pipe, which would be waited for without end."""
+    if path.exists() and not path.is_file():
+        got = "a folder" if path.is_dir() else "something that is no file"
+        raise InputError(str(path), what, got)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the system refuses inside the block be told of ``path``.
+
+    A failed write knows no file, and a failed temporary one a name that nobody gave.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def check_folder(path: str | Path, option: str = "--out") -> Path:
+    """``path``, if it is a folder that can be written or can be made; nothing is done yet.
+
+    Raises:
+        InputError: a file is in the way, or writing is not allowed there.
+    """
+    path = place = Path(path)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    mend = f"Choose another {option}."
+    if not place.is_dir():
+        raise InputError(str(place), "a folder to write into", "a file", mend)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(str(place), "a folder to write into", "one that is read-only", mend)
+    return path
 
 
 def _umask() -> int:
@@ -122,7 +171,9 @@ def canonical_json(value: object) -> bytes:
 def write_json(path: str | Path, value: object) -> Path:
     """Publish ``value`` as indented JSON, replacing what was there."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    return publish(path, lambda file: file.write(text.encode("utf-8")), replace=True)
+    # File names can be any bytes; as \udcNN they are legal JSON.
+    content = text.encode("utf-8", "backslashreplace")
+    return publish(path, lambda file: file.write(content), replace=True)
 
 
 def read_json(path: str | Path) -> Any:

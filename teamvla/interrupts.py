@@ -1,13 +1,14 @@
-"""A graceful stop: the first signal asks, the second insists."""
+"""Signals: the first asks for a stop, the second insists."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _LOG = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -27,31 +28,79 @@ class Stop:
         """128 + signal number, as shells report it; 0 without a signal."""
         return 128 + int(self.signal) if self.signal is not None else 0
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.signal = signal.Signals(number)
-        _LOG.warning(
-            "%s received: finishing what must be safe (Ctrl-C again stops at once)",
-            self.signal.name,
-        )
-
 
 @contextmanager
 def graceful_stop() -> Iterator[Stop]:
     """Catch INT, TERM and USR1 for the duration of the block.
 
-    Yields a :class:`Stop` that the work polls between units it can finish. Outside
-    the main thread, where Python allows no handlers, it never becomes true.
+    Yields a :class:`Stop` that the work polls between units it can finish; a second
+    Ctrl-C does what it did outside. Outside the main thread, where Python allows no
+    handlers, it never becomes true.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop and number == signal.SIGINT:
+            _insist(number, frame, before[number])
+        stop.signal = signal.Signals(number)
+        _LOG.warning(
+            "%s received: finishing what must be safe (Ctrl-C again stops at once)",
+            stop.signal.name,
+        )
+
+    with _handled(ask) as before:
         yield stop
-        return
-    before = {number: signal.signal(number, stop._on_signal) for number in SIGNALS}
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Let INT, TERM and USR1 raise KeyboardInterrupt in the block, so that it cleans up.
+
+    The :class:`Stop` it yields tells which signal it was, also where something made
+    another exception of it (an import that is interrupted may end in ImportError). A
+    second signal ends the process at once.
+    """
+    stop = Stop()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if stop:
+            _insist(number, frame, signal.SIG_DFL)
+        stop.signal = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    with _handled(leave):
+        yield stop
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let signals wait until the block is over; a process started in it never sees them."""
+    before: Any = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
+    """Install ``handler`` for the block; yields the handlers from before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+    before: dict[int, Any] = {}
+    try:
+        for number in SIGNALS:
+            before[number] = signal.signal(number, handler)
+        yield before
+    finally:
+        for caught, old in before.items():
+            signal.signal(caught, old)
+
+
+def _insist(number: int, frame: FrameType | None, handler: Any) -> None:
+    if callable(handler):
+        handler(number, frame)
+    else:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)

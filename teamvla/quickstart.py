@@ -19,21 +19,25 @@ from typing import Any
 from teamvla.checkpoint import read_header, verify_digest
 from teamvla.config import Project
 from teamvla.data import build_index, validate_roots
-from teamvla.errors import EpisodeError
+from teamvla.errors import EpisodeError, InputError
 from teamvla.evaluation.baselines import DoNothing, RandomActions, expert
 from teamvla.evaluation.pictures import choose, film, save_pictures
 from teamvla.evaluation.policies import PolicyFromCheckpoint
 from teamvla.evaluation.report import Report, write_report
 from teamvla.evaluation.suites import EvaluationConfig, OpenActor, Score, Suite, evaluate
-from teamvla.files import canonical_json, duplicate, write_json
+from teamvla.files import canonical_json, duplicate, read_json, write_json
 from teamvla.record import RecordConfig, Recorder, record
 from teamvla.sim.tasks import TaskConfig
 from teamvla.train.bc_trainer import train
 from teamvla.train.journal import read_metrics
-from teamvla.train.runs import resume_run, start_run
+from teamvla.train.runs import Run, resume_run, settled, start_run
 
 _LOG = logging.getLogger(__name__)
 Facts = dict[str, Any]
+
+
+#: what may change between the sittings of one training
+_FREE = ("device", "log_level", "data_root", "record", "evaluation")
 
 
 class Stopped(Exception):
@@ -106,13 +110,13 @@ class Quickstart:
 
     def _stage(self, name: str, key: str, work: Callable[[], Facts]) -> tuple[Facts, bool]:
         path = self.folder / "stages" / f"{name}.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        if known.get("key") == key and all(Path(p).exists() for p in known.get("files", [])):
+        known = _facts_in(path, key)
+        if known is not None:
             return known, True
-        began = time.perf_counter()
-        facts = work()
         if self.stop():
             raise Stopped
+        began = time.perf_counter()
+        facts = work()
         facts = {**facts, "key": key, "seconds": round(time.perf_counter() - began, 2)}
         write_json(path, facts)
         return facts, False
@@ -121,6 +125,8 @@ class Quickstart:
         config = self.project.section("record", RecordConfig)
         recorder = Recorder(self.task, config, self.data, self.seed)
         total = record(recorder, self.episodes, workers=self.workers, stop=self.stop)
+        if total.interrupted:
+            raise Stopped
         line = (
             f"{len(total.kept)} demonstrations, {total.steps} steps; "
             f"the expert succeeded in {total.successes} of {total.attempts}"
@@ -140,11 +146,7 @@ class Quickstart:
         return {"line": f"{index.num_episodes} episodes, {index.num_steps} steps in the cache"}
 
     def _train(self) -> Facts:
-        folder = self.folder / "train"
-        if (folder / "config.yaml").exists():
-            run = resume_run(folder)
-        else:
-            run = start_run(self.project.replace("dataset", roots=[str(self.data)]), folder)
+        run = self._open_training()
         if not train(run, self.stop):
             raise Stopped
         duplicate(run.checkpoints / "best.ckpt", self.best)
@@ -153,6 +155,24 @@ class Quickstart:
         best = f"best is epoch {state.best_epoch} ({success})"
         line = f"{state.epoch} epochs, {state.step} steps; {best}"
         return {"line": line, "files": [str(self.best)], "state": state.to_dict()}
+
+    def _open_training(self) -> Run:
+        """The training in the folder, continued; InputError if it is one of other settings."""
+        folder, roots = self.folder / "train", [str(self.data)]
+        project = self.project.replace("dataset", roots=roots)
+        if not (folder / "config.yaml").exists():
+            return start_run(project, folder)
+        run = resume_run(folder, roots=roots)
+        given, wanted = run.meta["config"], settled(project).resolved()
+        other = [key for key in wanted if key not in _FREE and given.get(key) != wanted[key]]
+        if other:
+            raise InputError(
+                str(folder),
+                "to continue a training with the same settings",
+                f"one with other {', '.join(other)}",
+                "Choose another --out, or remove it.",
+            )
+        return run
 
     def _evaluate(self) -> Facts:
         suite = Suite(self.task, self.seed)
@@ -174,7 +194,7 @@ class Quickstart:
             )
             for name, (actor, count) in plan.items()
         }
-        if self.stop():
+        if any(score.episodes < plan[name][1] for name, score in scores.items()):
             raise Stopped
         chosen = choose(scores["trained policy"], max(1, config.pictures))
         pictures = save_pictures(film(suite, policy, chosen), self.folder / "pictures")
@@ -240,3 +260,14 @@ class Quickstart:
             f"--seed {self.seed} --workers {self.workers}",
             f"teamvla ckpt-inspect {run}/checkpoints/best.ckpt",
         ]
+
+
+def _facts_in(path: Path, key: str) -> Facts | None:
+    """What a finished stage wrote down, if it depended on the same and its files are there."""
+    try:
+        known = read_json(path)
+    except InputError:  # not finished, or spoilt: then it is done again
+        return None
+    if not isinstance(known, dict) or known.get("key") != key:
+        return None
+    return known if all(Path(name).exists() for name in known.get("files", [])) else None

@@ -22,8 +22,8 @@ from pydantic import Field
 from teamvla import seeds
 from teamvla.config import Settings
 from teamvla.data import EpisodeWriter, read_meta
-from teamvla.errors import EpisodeError, InputError, SimulationError
-from teamvla.files import canonical_json
+from teamvla.errors import InputError, SimulationError
+from teamvla.files import canonical_json, check_folder
 from teamvla.logs import progress
 from teamvla.rollout import Observation, Outcome, Tick, rollout, run_episodes
 from teamvla.sim import make_env
@@ -111,15 +111,15 @@ class Recorder:
         return self.out / self.task.name / f"{self.episode_id(index)}.npz"
 
     def existing(self, index: int) -> Recorded | None:
-        """The episode if an earlier run finished it; EpisodeError if it is another one."""
+        """The episode if an earlier run finished it; InputError if it is another one."""
         path = self.path(index)
         if not path.exists():
             return None
         meta = read_meta(path)
         if meta.get("recipe") != self.recipe:
-            raise EpisodeError(
+            raise InputError(
                 str(path),
-                "to resume a recording with the same settings",
+                "to continue a recording with the same settings",
                 "an episode of other settings",
                 "Choose another --out or --seed, or remove it.",
             )
@@ -254,11 +254,11 @@ def record(
     the failures left missing. Which indices are tried depends on nothing else.
 
     Raises:
-        EpisodeError: an episode of other settings is in the way, or the disk is full.
+        InputError: an episode of other settings is in the way, or a file.
+        EpisodeWriteError: the disk is full.
         SimulationError: the expert fails too often to get there.
     """
-    if recorder.out.exists() and not recorder.out.is_dir():
-        raise InputError(str(recorder.out), "a folder", "a file")
+    check_folder(recorder.out)
     total = Recording()
     with progress(f"record {recorder.task.name}", episodes, "episode") as bar:
         while len(total.kept) < episodes and not total.interrupted:

@@ -8,13 +8,21 @@ does depends on its own seed alone, so results are the same for any worker count
 from __future__ import annotations
 
 import multiprocessing
-import signal
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+
+from teamvla.errors import TeamVLAError
+from teamvla.interrupts import held_back
 
 Observation = dict[str, Any]
 T = TypeVar("T")
@@ -118,10 +126,34 @@ def run_episodes(
                 return
             yield run(index)
         return
+    yield from _in_processes(open_worker, list(indices), workers, stop)
+
+
+def _in_processes(
+    open_worker: Callable[[], Callable[[int], T]],
+    indices: list[int],
+    workers: int,
+    stop: Callable[[], bool],
+) -> Iterator[T]:
     # Forking a process that has threads (torch has) may deadlock, so workers start afresh.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _open_in_process, (open_worker,)) as pool:
-        yield from _in_order(pool, list(indices), workers, stop)
+    lifeline, held = context.Pipe(duplex=False)
+    with held_back():
+        pool = ProcessPoolExecutor(workers, context, _open_in_process, (open_worker, lifeline))
+    try:
+        yield from _in_order(pool, indices, workers, stop)
+        pool.shutdown()
+    except Exception as error:
+        if isinstance(error, BrokenProcessPool):
+            held.close()  # the other workers are of no use any more
+            raise _a_worker_died(workers) from None
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:
+        # Where the caller leaves early, workers end with what they are at: see _end_with.
+        held.close()
+        lifeline.close()
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _in_order(
@@ -131,7 +163,8 @@ def _in_order(
     waiting: list[Future[Any]] = []
     upcoming = iter(indices)
     for index in upcoming:
-        waiting.append(pool.submit(_run_in_process, index))
+        with held_back():  # what is submitted may start a process; the parent decides on stops
+            waiting.append(pool.submit(_run_in_process, index))
         if len(waiting) >= 2 * workers:
             yield waiting.pop(0).result()
         if stop():
@@ -141,14 +174,36 @@ def _in_order(
             yield future.result()
 
 
+def _a_worker_died(workers: int) -> TeamVLAError:
+    return TeamVLAError(
+        f"{workers} worker processes",
+        "all of them to live",
+        "one that was killed",
+        "If memory ran out, use fewer --workers.",
+    )
+
+
 _run: Callable[[int], Any] | None = None
 
 
-def _open_in_process(open_worker: Callable[[], Callable[[int], Any]]) -> None:
+def _open_in_process(open_worker: Callable[[], Callable[[int], Any]], lifeline: Connection) -> None:
     global _run
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
-    _run = open_worker()
+    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    try:
+        _run = open_worker()
+    except Exception as error:  # told by the first episode; here it would only be printed
+        _run = partial(_fail, error)
+
+
+def _end_with(lifeline: Connection) -> None:
+    """End this worker with the parent, or when the parent lets go of it: no worker is orphaned."""
+    with suppress(EOFError, OSError):
+        lifeline.recv_bytes()
+    os._exit(1)
+
+
+def _fail(error: Exception, index: int) -> Any:
+    raise error
 
 
 def _run_in_process(index: int) -> Any:

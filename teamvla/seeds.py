@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+#: greatest seed: a name or a header that holds it stays short
+MAX_SEED = 2**63 - 1
+
+
 class Domain(IntEnum):
     """What a random stream is for. Values are stable: they are part of every recorded number."""
 

@@ -63,6 +63,7 @@ def test_exit_codes_are_those_of_the_table():
         "MissingDependencyError": 2,
         "SchemaError": 1,
         "EpisodeError": 1,
+        "EpisodeWriteError": 3,
         "ContractError": 1,
         "CheckpointError": 1,
         "SimulationError": 3,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from teamvla import seeds
 from teamvla.config import Project
 from teamvla.data import read_episode
-from teamvla.errors import EpisodeError, SimulationError
+from teamvla.errors import InputError, SimulationError
 from teamvla.record import ActionNoise, NoiseConfig, RecordConfig, Recorder, record
 from teamvla.sim.tasks import TaskConfig
 
@@ -63,7 +63,7 @@ def test_an_interrupted_recording_goes_on_to_the_same_set(tmp_path):
 
 def test_episodes_of_other_settings_are_not_continued(tmp_path):
     record(recorder(tmp_path), 1)
-    with pytest.raises(EpisodeError, match="an episode of other settings"):
+    with pytest.raises(InputError, match="an episode of other settings"):
         record(recorder(tmp_path, "record.noise.sigma=0.01"), 1)
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TextIO
 
 import typer
 from typer.core import TyperCommand
@@ -24,6 +24,7 @@ from teamvla.cli.console import Console
 from teamvla.cli.group import Command, Group
 from teamvla.cli.loglines import remove
 from teamvla.errors import TeamVLAError
+from teamvla.interrupts import interruptible
 
 PROGRAM = "teamvla"
 
@@ -115,15 +116,17 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process; returns its exit code, and never raises."""
     console = Console(json="--json" in arguments)
     console.configure(False, False, False, "auto")
-    try:
-        code = _run(list(arguments), console)
-    except BaseException as error:
-        code = _explain(error, console)
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        code = code or _explain(error, console)
-        _silence_stdout()
+    with interruptible() as interrupt:
+        try:
+            code = _run(list(arguments), console)
+        except BaseException as error:
+            code = interrupt.exit_code
+            code = console.fail(error, "interrupted", code) if code else _explain(error, console)
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            code = code or _explain(error, console)
+            _silence_stdout()
     remove()
     return code
 
@@ -181,12 +184,18 @@ def _silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
 def main() -> None:
     """The ``teamvla`` console script."""
     if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
         with suppress(Exception):  # a prompt is no place for a traceback
             app(prog_name=PROGRAM)
         sys.exit(1)
+    # Where the caller closed a descriptor (2>&-), Python has no stream at all.
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names can be any bytes

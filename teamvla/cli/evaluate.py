@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Checkpoint, Device, Out, Seed, Set, Workers
-from teamvla.files import write_json
+from teamvla.cli.options import Checkpoint, Device, Out, Seed, Set, Workers, command_line
+from teamvla.files import check_folder, write_json
 from teamvla.interrupts import graceful_stop
 
 if TYPE_CHECKING:
@@ -49,28 +49,39 @@ def evaluate(
     config = project.section("evaluation", EvaluationConfig)
     suite = Suite(project.section("task", TaskConfig), seed if seed is not None else 0)
     episodes = episodes or config.episodes
-    folder = out or checkpoint.parent / f"eval_{checkpoint.stem}_s{suite.seed}_n{episodes}"
+    folder = check_folder(
+        out or checkpoint.parent / f"eval_{checkpoint.stem}_s{suite.seed}_n{episodes}"
+    )
     with graceful_stop() as stop:
         score = evaluate_closed_loop(
             suite, actor, episodes, workers=workers or config.workers, stop=lambda: bool(stop)
         )
     interrupted = score.episodes < episodes
-    data = {"checkpoint": str(checkpoint), "task": suite.task.name, "seed": suite.seed}
-    data |= score.to_dict() | {"min_success": min_success, "out": str(folder)}
-    pictures: dict[str, str] = {}
-    if config.pictures and not interrupted:
+    data: dict[str, Any] = {"checkpoint": str(checkpoint), "task": suite.task.name}
+    data |= {"seed": suite.seed, **score.to_dict(), "min_success": min_success}
+    data |= {"out": str(folder), "pictures": {}}
+    if interrupted:
+        again = command_line(
+            "eval", checkpoint, episodes=episodes, seed=seed, workers=workers, out=out,
+            device=device, min_success=min_success, set_=set_,
+        )  # fmt: skip
+        return Result(
+            "teamvla.eval/1",
+            data | {"out": None},
+            human=lambda style: f"{style.bold('stopped')}   {score}; no report was written",
+            next_command=again,
+            exit_code=stop.exit_code,
+        )
+    if config.pictures:
         chosen = choose(score, config.pictures)
-        pictures = save_pictures(film(suite, actor, chosen), folder)
-    data["pictures"] = pictures
+        data["pictures"] = save_pictures(film(suite, actor, chosen), folder)
     write_json(folder / "report.json", data)
     return Result(
         "teamvla.eval/1",
         data,
-        human=lambda style: _text(style, score, folder, pictures, min_success),
-        next_command=f"teamvla eval {checkpoint} --episodes {episodes}"
-        if interrupted
-        else f"teamvla ckpt-inspect {checkpoint}",
-        exit_code=stop.exit_code if interrupted else int(_below(score, min_success)),
+        human=lambda style: _text(style, score, folder, data["pictures"], min_success),
+        next_command=command_line("ckpt-inspect", checkpoint),
+        exit_code=int(_below(score, min_success)),
     )
 
 

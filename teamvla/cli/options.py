@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from teamvla.seeds import MAX_SEED
 
 if TYPE_CHECKING:
     from teamvla.config import Project
@@ -20,7 +23,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything random."),
+]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
 ]
@@ -49,3 +55,16 @@ def load_project(
     if logger.level == logging.INFO:
         logger.setLevel(project.session.log_level.upper())
     return project
+
+
+def command_line(name: str, *arguments: object, **options: object) -> str:
+    """A command as it can be pasted into a shell; options that are None are left out.
+
+    A list stands for an option that is repeated.
+    """
+    parts = ["teamvla", name, *map(str, arguments)]
+    for key, value in options.items():
+        option = f"--{key.strip('_').replace('_', '-')}"
+        for item in value if isinstance(value, list | tuple) else [value]:
+            parts += [] if item is None else [option, str(item)]
+    return shlex.join(parts)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Out, Seed, Set, Workers, load_project
+from teamvla.cli.options import Config, Out, Seed, Set, Workers, command_line, load_project
+from teamvla.files import check_folder
 from teamvla.interrupts import graceful_stop
 from teamvla.logs import PROGRESS
 
@@ -35,7 +36,7 @@ def quickstart(
     from teamvla.quickstart import Quickstart, Stopped
 
     _one_line_per_stage()
-    folder = out or Path("runs") / "quickstart"
+    folder = check_folder(out or Path("runs") / "quickstart")
     with graceful_stop() as stop:
         path = Quickstart(
             folder,
@@ -52,7 +53,16 @@ def quickstart(
                 "teamvla.quickstart/1",
                 {"out": str(folder)},
                 human="stopped; what is finished stays",
-                next_command=f"teamvla quickstart --out {folder}",
+                next_command=command_line(
+                    "quickstart",
+                    out=out,
+                    episodes=episodes,
+                    eval_episodes=eval_episodes,
+                    seed=seed,
+                    workers=workers,
+                    config=config,
+                    set_=set_,
+                ),
                 exit_code=stop.exit_code,
             )
     data = _summary(folder, facts)
@@ -60,7 +70,7 @@ def quickstart(
         "teamvla.quickstart/1",
         data,
         human=lambda style: _text(style, data, facts),
-        next_command=f"teamvla ckpt-inspect {path.best}",
+        next_command=command_line("ckpt-inspect", path.best),
     )
 
 

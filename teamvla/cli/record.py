@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Out, Seed, Set, Workers, load_project
+from teamvla.cli.options import Config, Out, Seed, Set, Workers, command_line, load_project
 from teamvla.config import shipped_configs
-from teamvla.errors import InputError
 from teamvla.evaluation.statistics import show_rate, wilson_interval
+from teamvla.files import check_folder
 from teamvla.interrupts import graceful_stop
 from teamvla.record import RecordConfig, Recorder, Recording
 from teamvla.record import record as record_episodes
@@ -40,31 +40,24 @@ def record(
     recorder = Recorder(
         project.section("task", TaskConfig),
         project.section("record", RecordConfig),
-        _folder(out or Path(project.session.data_root)),
+        check_folder(out or Path(project.session.data_root)),
         project.session.seed,
     )
     began = time.perf_counter()
     with graceful_stop() as stop:
         total = record_episodes(recorder, episodes, workers=workers or 1, stop=lambda: bool(stop))
     data = _summary(recorder, total, time.perf_counter() - began)
-    options = f"--task {task} --episodes {episodes} --out {recorder.out} --seed {recorder.seed}"
-    extra = "".join(f" --set {item}" for item in set_ or ())
-    extra += f" --config {config}" if config else ""
+    again = command_line(
+        "record", task=task, episodes=episodes, out=recorder.out, seed=recorder.seed,
+        workers=workers, config=config, set_=set_,
+    )  # fmt: skip
     return Result(
         "teamvla.record/1",
         data,
         human=lambda style: _text(style, data, total),
-        next_command=f"teamvla record {options}{extra}"
-        if total.interrupted
-        else f"teamvla validate {recorder.out}",
+        next_command=again if total.interrupted else command_line("validate", recorder.out),
         exit_code=stop.exit_code if total.interrupted else 0,
     )
-
-
-def _folder(out: Path) -> Path:
-    if out.exists() and not out.is_dir():
-        raise InputError(str(out), "a folder to record into", "a file", "Choose another --out.")
-    return out
 
 
 def _summary(recorder: Recorder, total: Recording, seconds: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Device, Out, Seed, Set, load_project
+from teamvla.cli.options import Config, Device, Out, Seed, Set, command_line, load_project
 from teamvla.errors import ConfigError
 from teamvla.interrupts import graceful_stop
 
@@ -42,15 +42,15 @@ def train(
 
     with graceful_stop() as stop:
         if resume is not None:
-            _refuse_others(data, out, config, seed, init_from, set_)
-            run = resume_run(resume, device)
+            _refuse_others(out, config, seed, init_from, set_)
+            run = resume_run(resume, device, data)
         else:
             project = load_project(config or "train_bc", set_, seed=seed, device=device)
             project = project.replace("dataset", roots=data)
             run = start_run(project, out, init_from)
         finished = bc_trainer.train(run, stop=lambda: bool(stop))
     best = run.checkpoints / "best.ckpt"
-    follow = f"teamvla eval {best}" if finished else f"teamvla train --resume {run.folder}"
+    again = command_line("train", resume=run.folder, device=device, data=data if resume else None)
     return Result(
         "teamvla.train/1",
         {
@@ -61,7 +61,7 @@ def train(
             "state": run.state.to_dict(),
         },
         human=lambda style: _text(style, run, finished),
-        next_command=follow,
+        next_command=command_line("eval", best) if finished else again,
         exit_code=0 if finished else stop.exit_code,
     )
 
@@ -69,8 +69,8 @@ def train(
 def _refuse_others(*others: object) -> None:
     if any(other is not None and other != [] for other in others):
         raise ConfigError(
-            "--resume", "to stand alone (only --device may go with it)", "other options",
-            "A resumed run keeps its own configuration.",
+            "--resume", "to stand alone (only --device and --data may go with it)",
+            "other options", "A resumed run keeps its own configuration.",
         )  # fmt: skip
 
 
@@ -82,9 +82,12 @@ def _text(style: Style, run: Run, finished: bool) -> str:
         f"{state.seconds / 60:.1f} min",
     ]
     if state.best_epoch is not None:
-        rank = f"validation loss {state.best_val_loss:.4f}" if state.best_val_loss else ""
+        rank = []
         if state.best_success is not None:
-            rank = f"{state.best_success:.0%} in rollouts, {rank}"
-        lines.append(f"{style.bold('best')}      epoch {state.best_epoch}: {rank}")
+            rank.append(f"{state.best_success:.0%} in rollouts")
+        if state.best_val_loss is not None:
+            rank.append(f"validation loss {state.best_val_loss:.4f}")
+        why = ", ".join(rank) or "the last; nothing ranks them"
+        lines.append(f"{style.bold('best')}      epoch {state.best_epoch}: {why}")
     lines.append(f"{style.bold('run')}       {run.folder}")
     return "\n".join(lines)

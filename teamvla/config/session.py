@@ -7,12 +7,15 @@ from typing import Literal
 from pydantic import Field
 
 from teamvla.config.settings import Settings
+from teamvla.seeds import MAX_SEED
 
 
 class SessionConfig(Settings):
     """Session-wide defaults."""
 
-    seed: int = Field(default=0, ge=0, description="Every random stream derives from it.")
+    seed: int = Field(
+        default=0, ge=0, le=MAX_SEED, description="Every random stream derives from it."
+    )
     device: str = Field(default="cpu", description="auto, cpu, cuda or cuda:N.")
     log_level: Literal["error", "warning", "info", "debug"] = Field(
         default="info", description="What reaches stderr."

@@ -26,7 +26,7 @@ def find_episodes(root: str | Path) -> list[Path]:
         got = "a file" if root.exists() else "nothing there"
         raise InputError(str(root), "a folder of episodes", got)
     found: list[Path] = []
-    for folder, below, names in os.walk(root):
+    for folder, below, names in os.walk(root, onerror=_refuse):
         below[:] = [name for name in below if not name.startswith(".")]
         files = (name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
         found.extend(Path(folder, name) for name in files)
@@ -34,3 +34,8 @@ def find_episodes(root: str | Path) -> list[Path]:
         mend = "Record some with: teamvla record --out " + str(root)
         raise InputError(str(root), f"episodes ({SUFFIX} files)", "none", f"{mend}.")
     return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    # Episodes in a folder that cannot be listed must not be left out in silence.
+    raise InputError(str(error.filename), "a folder that can be listed", str(error.strerror))

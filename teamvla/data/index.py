@@ -16,6 +16,7 @@ from teamvla.data.index_build import IndexBuild
 from teamvla.data.index_format import SUMMARY, Index, IndexConfig
 from teamvla.data.manifest import FileState, list_files
 from teamvla.errors import InputError
+from teamvla.files import check_folder
 
 __all__ = ["Index", "IndexConfig", "build_index", "index_folder"]
 LOG = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def build_index(
     standing = None if rebuild else _standing(folder)
     if standing is not None and _is_current(standing, files, config):
         return standing
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder).mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         standing = None if rebuild else _standing(folder)
         if standing is not None and _is_current(standing, list_files(paths), config):
@@ -75,8 +76,18 @@ def index_folder(roots: Sequence[Path], out: str | Path | None = None) -> Path:
     beside = roots[0] / (".index" if len(roots) == 1 else f".index-{key}")
     if (beside / SUMMARY).exists() or os.access(roots[0], os.W_OK):
         return beside
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "teamvla" / "index" / key
+    return _cache_home(roots[0]) / "teamvla" / "index" / key
+
+
+def _cache_home(root: Path) -> Path:
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given) if given else Path.home() / ".cache"
+    except RuntimeError:
+        mend = "Name another folder for the index (--out, or dataset.index when training)."
+        raise InputError(
+            str(root), "a folder that can be written, or a home", "neither", mend
+        ) from None
 
 
 def _standing(folder: Path) -> Index | None:
@@ -97,7 +108,7 @@ def _is_current(index: Index, files: list[FileState], config: IndexConfig | None
         return False
     sizes = np.array([(f.root, f.size, f.mtime_ns) for f in files])
     same = np.stack([table["root"], table["size"], table["mtime_ns"]], axis=1) == sizes
-    paths = np.array([f.path.encode("utf-8") for f in files], "S")
+    paths = np.array([os.fsencode(f.path) for f in files], "S")
     return bool(same.all() and (table["path"] == paths).all())
 
 

@@ -73,6 +73,17 @@ class Index:
         self.statistics: dict[str, Any] = read_json(build / "statistics.json")
         self.layout = Layout.parse(summary["layout"])
         self.config = IndexConfig.model_validate(summary["config"])
+        self._require_whole()
+
+    def _require_whole(self) -> None:
+        """ValueError unless every array is as long as the summary says."""
+        cache, steps = self.cache, self.num_steps
+        padded = steps + self.num_episodes * (self.config.max_chunk - 1)
+        lengths = {len(column) for column in self.episodes.columns.values()}
+        rows = {len(cache.images), len(cache.state), len(cache.language)}
+        whole = lengths == {int(self.summary["episodes"]["total"])} and rows == {steps}
+        if not whole or len(cache.actions) != padded:
+            raise ValueError(f"arrays of other lengths than {SUMMARY} says")
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -96,7 +107,7 @@ class Index:
             raise InputError(str(folder / SUMMARY), f"schema {SCHEMA}", repr(schema), mend)
         try:
             return cls(folder, summary)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(str(folder), "a whole index", str(error), mend) from None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -137,7 +138,7 @@ class Manifest:
 
     def text(self, column: str, row: int) -> str:
         """One cell of a text column."""
-        return bytes(self.columns[column][row]).decode("utf-8")
+        return os.fsdecode(bytes(self.columns[column][row]))
 
     def entry(self, row: int) -> Entry:
         """A row as :func:`read_entry` gave it."""
@@ -179,5 +180,5 @@ def _save(column: np.ndarray, file: BinaryIO) -> None:
 
 
 def _text(values: Iterable[str]) -> np.ndarray:
-    """Fixed-width UTF-8: a quarter of NumPy's own text."""
-    return np.array([value.encode("utf-8") for value in values], "S")
+    """Fixed-width bytes, as the file system has them: a quarter of NumPy's own text."""
+    return np.array([os.fsencode(value) for value in values], "S")

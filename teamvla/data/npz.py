@@ -45,7 +45,7 @@ from teamvla.data.zipcontainer import (
     write_zip,
 )
 from teamvla.errors import EpisodeError, InputError, SchemaError
-from teamvla.files import canonical_json
+from teamvla.files import canonical_json, check_file
 
 MAX_META_BYTES = 4 << 20
 Columns = dict[str, tuple[np.dtype, tuple[int, ...]]]
@@ -180,6 +180,7 @@ class EpisodeFile:
     def __init__(self, path: str | Path, max_bytes: int = MAX_BYTES) -> None:
         self.path = Path(path)
         try:
+            check_file(self.path, "an episode file")
             self._file = self.path.open("rb", buffering=0)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()

@@ -16,7 +16,7 @@ from teamvla.data.episodes import episode_path
 from teamvla.data.npz import encode_meta, write_npz
 from teamvla.data.schema import STEP_SPECS, EpisodeMeta, validate_episode_meta, validate_step
 from teamvla.data.zipcontainer import MAX_BYTES, Compression
-from teamvla.errors import ConfigError, EpisodeError, SchemaError
+from teamvla.errors import ConfigError, EpisodeError, EpisodeWriteError, SchemaError
 from teamvla.files import publish
 
 LOG = logging.getLogger(__name__)
@@ -243,6 +243,6 @@ def _exists(path: Path) -> EpisodeError:
 def _unwritten(path: Path, error: OSError) -> EpisodeError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         mend = "Free some space and record it again; nothing was left behind."
-        return EpisodeError(str(path), "room on the disk", "none left", mend, code="E308")
+        return EpisodeWriteError(str(path), "room on the disk", "none left", mend, code="E308")
     reason = (error.strerror or str(error)).lower()
-    return EpisodeError(str(path), "a file that can be written", reason, code="E309")
+    return EpisodeWriteError(str(path), "a file that can be written", reason, code="E309")

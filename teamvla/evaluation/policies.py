@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from teamvla.checkpoint import read_header
 from teamvla.config import Project
-from teamvla.errors import CheckpointError
+from teamvla.errors import CheckpointError, ConfigError
 from teamvla.evaluation.baselines import Blind
-from teamvla.models.base import Policy
+from teamvla.models.base import Policy, PolicyConfig
+from teamvla.models.device import one_thread
 from teamvla.models.loading import load_policy
-from teamvla.rollout import Actor
+from teamvla.rollout import Actor, Observation
 from teamvla.sim import TwoArmEnv
 
 
@@ -31,22 +34,45 @@ class PolicyFromCheckpoint:
     blind: bool = False
 
     def project(self) -> Project:
-        """The configuration in the checkpoint with the overrides; reads the header alone."""
+        """The configuration in the checkpoint with the overrides; reads the header alone.
+
+        Raises:
+            ConfigError: an override is wrong, or would make it another model.
+        """
         config = read_header(self.path).meta.get("config")
         if not isinstance(config, dict):
             raise CheckpointError(str(self.path), "a policy checkpoint", "no configuration in it")
-        return Project.from_data(config).override(self.overrides)
+        own = Project.from_data(config)
+        project = own.override(self.overrides)
+        before, after = (p.section("model", PolicyConfig) for p in (own, project))
+        if before != after.model_copy(update={"execution": before.execution}):
+            raise ConfigError(
+                "--set model", "a change of model.execution at most", "another model",
+                "What was trained cannot be changed; how it is executed can.",
+            )  # fmt: skip
+        return project
 
     def __call__(self, env: TwoArmEnv) -> Actor:
         """The policy; ContractError if it means something else than ``env`` by its numbers."""
-        policy = self._load(env)
-        return Blind(policy) if self.blind else policy
-
-    def _load(self, env: Any) -> Policy:
-        import torch
-
-        # One thread a process: a small network gains nothing from more, workers lose.
-        torch.set_num_threads(1)
         policy, _ = load_policy(self.path, self.device)
         policy.contract.require(env.contract, str(self.path), "the simulator")
-        return policy
+        policy.set_execution(self.project().section("model", PolicyConfig).execution)
+        actor = OnOneThread(policy)
+        return Blind(actor) if self.blind else actor
+
+
+class OnOneThread:
+    """A policy that acts on one CPU thread, with the same result in any process.
+
+    A small network gains nothing from more, and the number of threads can change last bits.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def reset(self) -> None:
+        self._policy.reset()
+
+    def act(self, observation: Observation) -> Sequence[np.ndarray]:
+        with one_thread():
+            return self._policy.act(observation)

@@ -16,9 +16,11 @@ import torch
 
 from teamvla.checkpoint import Header, read_checkpoint
 from teamvla.config import Project
+from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
 from teamvla.errors import CheckpointError
 from teamvla.models.base import Policy, PolicyConfig, build_policy
+from teamvla.models.device import one_thread
 
 PROBE_TOLERANCE = 0.02
 Tensors = dict[str, np.ndarray]
@@ -78,11 +80,11 @@ def policy_of(header: Header) -> Policy:
 
 def load_weights(policy: Policy, state: dict[str, torch.Tensor], path: Path) -> None:
     """Fill ``policy`` with exactly these tensors; CheckpointError if any is missing or odd."""
-    try:
-        policy.load_state_dict(state)
-    except RuntimeError as error:
-        text = " ".join(str(error).split())[:300]
-        raise CheckpointError(str(path), "the tensors of its configured model", text) from None
+    own = {name: list(tensor.shape) for name, tensor in policy.state_dict().items()}
+    odd = differences(own, {name: list(tensor.shape) for name, tensor in state.items()})
+    if odd:
+        raise CheckpointError(f"{path} holds other tensors than the model needs:\n{listed(odd, 5)}")
+    policy.load_state_dict(state)
 
 
 def _answer(policy: Policy, observations: dict[str, Any], language: list[str]) -> np.ndarray:
@@ -93,7 +95,7 @@ def _answer(policy: Policy, observations: dict[str, Any], language: list[str]) -
         "observations": {name: value.to(device) for name, value in observations.items()},
         "language": language,
     }
-    with torch.inference_mode():
+    with torch.inference_mode(), one_thread():
         actions: torch.Tensor = policy.forward(batch)["predicted_actions"]
     policy.train(training)
     return np.asarray(actions.float().cpu())
@@ -114,11 +116,10 @@ def _check_probe(policy: Policy, header: Header, arrays: Tensors) -> None:
 
 
 def _machine(policy: Policy) -> dict[str, Any]:
-    """What exact agreement may be asked of: processor, threads and torch alike."""
+    """What exact agreement may be asked of: the same processor and torch."""
     device = next(policy.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    threads = torch.get_num_threads()
-    return {"device": name, "torch": str(torch.__version__), "threads": threads}
+    return {"device": name, "torch": str(torch.__version__)}
 
 
 def _processor() -> str:

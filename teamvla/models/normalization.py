@@ -94,15 +94,6 @@ class Normalizer(nn.Module):
         return state * self.state_std + self.state_mean
 
 
-def gripper_indices(contract: Contract) -> list[int]:
-    """Places of the grippers in the joined vector: behind each arm's joints."""
-    places, end = [], 0
-    for arm in contract.arms:
-        end += arm.num_joints + 1
-        places.append(end - 1)
-    return places
-
-
 def _action_range(
     config: NormalizationConfig, contract: Contract, statistics: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
@@ -111,8 +102,7 @@ def _action_range(
     highest = _vector(statistics, "actions", high, contract.action_dim)
     center = (lowest + highest) / 2
     scale = ((highest - lowest) / 2).clamp_min(config.half_range_floor)
-    grippers = gripper_indices(contract)
-    center[grippers], scale[grippers] = 0.5, 0.5
+    center[contract.grippers], scale[contract.grippers] = 0.5, 0.5
     return center, scale
 
 

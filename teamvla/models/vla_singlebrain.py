@@ -21,7 +21,6 @@ from teamvla.models.encoders.vision import VisionConfig, build_vision_encoder, f
 from teamvla.models.heads.mlp import MLPActionHead
 from teamvla.models.initialization import init_identity
 from teamvla.models.losses import LossConfig
-from teamvla.models.normalization import gripper_indices
 
 
 class SingleBrainConfig(PolicyConfig):
@@ -96,7 +95,7 @@ class SingleBrainVLA(Policy):
             for size in self.arm_sizes
         )
         is_gripper = torch.zeros(contract.action_dim, dtype=torch.bool)
-        is_gripper[gripper_indices(contract)] = True
+        is_gripper[contract.grippers] = True
         self.is_gripper: Tensor
         self.register_buffer("is_gripper", is_gripper, persistent=False)
 

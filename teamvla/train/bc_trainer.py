@@ -11,6 +11,7 @@ import torch
 
 from teamvla import seeds
 from teamvla.config import Project
+from teamvla.evaluation.policies import OnOneThread
 from teamvla.evaluation.suites import Score, Suite
 from teamvla.evaluation.suites import evaluate as evaluate_closed_loop
 from teamvla.files import duplicate
@@ -18,8 +19,15 @@ from teamvla.logs import progress
 from teamvla.models.base import Policy
 from teamvla.sim.tasks import TaskConfig
 from teamvla.train.checkpoints import load_checkpoint, save_checkpoint
-from teamvla.train.runs import Run, build_data, build_model, set_seed, start_run
-from teamvla.train.trainer import Metrics, TrainingState, evaluate, train_one_epoch
+from teamvla.train.runs import Run, build_data, build_model, save, set_seed, start_run
+from teamvla.train.trainer import (
+    Metrics,
+    TrainerConfig,
+    TrainingState,
+    evaluate,
+    require_finite,
+    train_one_epoch,
+)
 
 __all__ = [
     "TrainingState",
@@ -49,23 +57,28 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> bool:
 
         while run.state.epoch < run.config.epochs:
             bar.metrics["epoch"] = f"{run.state.epoch + 1}/{run.config.epochs}"
-            started = time.perf_counter()
-            train_one_epoch(
-                run.learner,
-                run.train_loader,
-                log_every=run.config.log_every,
-                on_step=bar.advance,
-                on_metrics=on_metrics,
-                stop=stop,
-            )
-            run.state.seconds += time.perf_counter() - started
-            if run.train_loader.batch_sampler.epoch == run.state.epoch:  # stopped on the way
-                _save(run, "last.ckpt")
+            if _is_under_way(run):
+                started = time.perf_counter()
+                train_one_epoch(
+                    run.learner,
+                    run.train_loader,
+                    log_every=run.config.log_every,
+                    on_step=bar.advance,
+                    on_metrics=on_metrics,
+                    stop=stop,
+                )
+                run.state.seconds += time.perf_counter() - started
+            if _is_under_way(run) or not _end_epoch(run, stop):  # stopped on the way
+                save(run, "last.ckpt")
                 return False
-            _end_epoch(run, stop)
             if stop():
                 return run.state.epoch == run.config.epochs
     return True
+
+
+def _is_under_way(run: Run) -> bool:
+    """Whether the epoch has samples left; if not, a run that was stopped only has to end it."""
+    return bool(run.train_loader.batch_sampler.epoch == run.state.epoch)
 
 
 def _describe(run: Run) -> str:
@@ -78,62 +91,59 @@ def _describe(run: Run) -> str:
     )
 
 
-def _end_epoch(run: Run, stop: Callable[[], bool]) -> None:
-    """Validate, perhaps roll out, and publish the checkpoints of a finished epoch."""
-    state = run.state
-    state.epoch += 1
-    weights = run.learner.best_weights
-    val_loss = None
+def _end_epoch(run: Run, stop: Callable[[], bool]) -> bool:
+    """Validate, perhaps roll out, and publish a trained epoch; False if ``stop`` cut it short."""
+    state, weights, epoch = run.state, run.learner.best_weights, run.state.epoch + 1
+    val = score = None
     if run.val_loader is not None:
         val = evaluate(weights, run.val_loader, run.learner.device)
+        require_finite(val, f"validation of epoch {epoch}")
+    if _is_ranked(run.config, epoch):
+        score = _rank(run, weights, epoch, stop)
+        if score is None:
+            return False
+    state.epoch = epoch
+    if val is not None:
         run.journal.write("val", state, val)
-        val_loss = val["loss"]
-    score = _rank(run, weights, stop) if _is_ranked(run) else None
+    if score is not None:
+        run.journal.write("rollout", state, {"success_rate": score.success_rate})
+        _LOG.info("epoch %d: %s", epoch, score)
+    _publish(run, score, val)
+    return True
+
+
+def _publish(run: Run, score: Score | None, val: Metrics | None) -> None:
+    """Write the epoch's checkpoints; ``last.ckpt`` comes last, as resuming goes by it."""
+    state, config = run.state, run.config
     success = score.success_rate if score is not None else None
-    better = (score is not None or not run.config.rollout_every) and state.is_better(
-        success, val_loss
-    )
-    if better:
+    val_loss = val["loss"] if val is not None else None
+    names = ["last.ckpt"]
+    if (score is not None or not config.rollout_every) and state.is_better(success, val_loss):
         state.best_epoch, state.best_success = state.epoch, success
         state.best_val_loss = val_loss
-    path = _save(run, "last.ckpt")
-    if state.epoch % run.config.checkpoint_every == 0 or state.epoch == run.config.epochs:
-        duplicate(path, run.checkpoints / f"epoch_{state.epoch:04d}.ckpt")
-    if better:
-        duplicate(path, run.checkpoints / "best.ckpt")
+        names.insert(0, "best.ckpt")
+    if state.epoch % config.checkpoint_every == 0 or state.epoch == config.epochs:
+        names.insert(0, f"epoch_{state.epoch:04d}.ckpt")
+    path = save(run, names[0])
+    for name in names[1:]:
+        duplicate(path, run.checkpoints / name)
 
 
-def _is_ranked(run: Run) -> bool:
-    every, epoch, last = run.config.rollout_every, run.state.epoch, run.config.epochs
+def _is_ranked(config: TrainerConfig, epoch: int) -> bool:
+    every, last = config.rollout_every, config.epochs
     if not every:
         return False
-    return epoch == last or (epoch % every == 0 and epoch >= run.config.rollout_after * last)
+    return epoch == last or (epoch % every == 0 and epoch >= config.rollout_after * last)
 
 
-def _rank(run: Run, weights: Policy, stop: Callable[[], bool]) -> Score | None:
+def _rank(run: Run, weights: Policy, epoch: int, stop: Callable[[], bool]) -> Score | None:
     """Success of the weights on initial states kept for choosing; None if it was cut short."""
-    weights.eval()
     task = run.project.section("task", TaskConfig)
     suite = Suite(task, run.project.session.seed, seeds.Domain.SELECT)
-    episodes = run.config.rollout_episodes
-    name = f"rollouts of epoch {run.state.epoch}"
-    score = evaluate_closed_loop(suite, lambda env: weights, episodes, name=name, stop=stop)
-    if score.episodes < episodes:
-        return None
-    run.journal.write("rollout", run.state, {"success_rate": score.success_rate})
-    _LOG.info("epoch %d: %s", run.state.epoch, score)
-    return score
-
-
-def _save(run: Run, name: str) -> Path:
-    probe_batch = run.train_loader.dataset.__getitems__([0])
-    return save_checkpoint(
-        run.checkpoints / name,
-        run.learner,
-        meta=run.meta,
-        sampler=run.train_loader.batch_sampler.state_dict(),
-        probe_batch=run.train_loader.collate_fn(probe_batch),
-    )
+    episodes, name = run.config.rollout_episodes, f"rollouts of epoch {epoch}"
+    actor = OnOneThread(weights.eval())
+    score = evaluate_closed_loop(suite, lambda env: actor, episodes, name=name, stop=stop)
+    return score if score.episodes == episodes else None
 
 
 def main(

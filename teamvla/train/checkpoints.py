@@ -7,6 +7,7 @@ import random
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from teamvla.checkpoint import Header, read_checkpoint, write_checkpoint
+from teamvla.data.samplers import EpochBatchSampler
 from teamvla.errors import CheckpointError
 from teamvla.models.loading import (
     Tensors,
@@ -65,8 +67,10 @@ def save_checkpoint(
     return write_checkpoint(path, header, arrays | rng_arrays | probe_arrays)
 
 
-def load_checkpoint(path: str | Path, learner: Learner) -> Header:
-    """Put ``learner`` and the random generators where the checkpoint left them.
+def load_checkpoint(
+    path: str | Path, learner: Learner, sampler: EpochBatchSampler | None = None
+) -> Header:
+    """Put ``learner``, the sampler and the random generators where the checkpoint left them.
 
     Raises:
         CheckpointError: it is damaged, or belongs to another model or optimiser.
@@ -75,6 +79,8 @@ def load_checkpoint(path: str | Path, learner: Learner) -> Header:
     load_weights(learner.policy, from_arrays("model", arrays), header.path)
     try:
         _restore(learner, header, arrays)
+        if sampler is not None:
+            sampler.load_state_dict(header.meta["sampler"])
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             str(path), "a checkpoint of this training", f"{type(error).__name__}: {error}"
@@ -104,9 +110,11 @@ def provenance() -> dict[str, Any]:
     packages = {name: version(name) for name in PACKAGES}
     packages["python"] = platform.python_version()
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"created": now, "packages": packages, "git": _git_revision()}
+    threads = torch.get_num_threads()
+    return {"created": now, "packages": packages, "git": _git_revision(), "threads": threads}
 
 
+@cache
 def _git_revision() -> str | None:
     """The revision of the repository that the command runs in, if it is one."""
     command = ["git", "rev-parse", "HEAD"]
@@ -125,7 +133,9 @@ def _optimizer_state(learner: Learner) -> tuple[Tensors, dict[str, Any]]:
         for key, value in entry.items()
         if isinstance(value, torch.Tensor)
     }
-    return arrays, {"learning_rates": [float(group["lr"]) for group in state["param_groups"]]}
+    rates = [float(group["lr"]) for group in state["param_groups"]]
+    count = len({name.split(".")[1] for name in arrays})
+    return arrays, {"learning_rates": rates, "entries": count}
 
 
 def _restore(learner: Learner, header: Header, arrays: Tensors) -> None:
@@ -138,6 +148,8 @@ def _restore(learner: Learner, header: Header, arrays: Tensors) -> None:
     rates = meta["optimizer_state"]["learning_rates"]
     for group, rate in zip(state["param_groups"], rates, strict=True):
         group["lr"] = rate
+    if entries.keys() != set(range(int(meta["optimizer_state"]["entries"]))):
+        raise ValueError("the optimiser's state is not in it")
     learner.optimizer.load_state_dict({**state, "state": entries})
     schedule = learner.scheduler.state_dict()
     step = int(meta["scheduler"]["step"])

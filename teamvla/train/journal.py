@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from teamvla.files import publish
+from teamvla.files import naming, publish
 from teamvla.train.trainer import Metrics, TrainingState
 
 
@@ -19,21 +19,24 @@ class MetricsJournal:
     def write(self, split: str, state: TrainingState, metrics: Metrics) -> None:
         row = {"split": split, "epoch": state.epoch, "step": state.step, **metrics}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop the rows that a resumed training will write again."""
+        """Drop the rows that a resumed training will write again, and a line cut short."""
         kept = [json.dumps(row) + "\n" for row in read_metrics(self.path) if row["step"] <= step]
         publish(self.path, lambda file: file.write("".join(kept).encode("utf-8")), replace=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file; a last line cut short by a crash is passed over."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """The rows of a metrics file, up to the first line that a crash cut short or spoilt."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             break
+        if not isinstance(row, dict) or not {"split", "step"} <= row.keys():
+            break
+        rows.append(row)
     return rows

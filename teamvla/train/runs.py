@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,18 +16,19 @@ import torch
 import yaml
 
 from teamvla import seeds
-from teamvla.checkpoint import read_header
+from teamvla.checkpoint import Header, read_header
 from teamvla.config import Project
+from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
-from teamvla.data.dataloader import DatasetConfig, make_dataloader
+from teamvla.data.dataloader import DatasetConfig, MultiTaskDataset, make_dataloader
 from teamvla.errors import CheckpointError, ConfigError, InputError
-from teamvla.files import publish
+from teamvla.files import check_folder, publish
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import resolve_device
 from teamvla.models.losses import LossConfig
 from teamvla.sim import make_env
 from teamvla.sim.tasks import TaskConfig
-from teamvla.train.checkpoints import init_from, load_checkpoint
+from teamvla.train.checkpoints import init_from, load_checkpoint, save_checkpoint
 from teamvla.train.ema import WeightAverage
 from teamvla.train.journal import MetricsJournal
 from teamvla.train.schedulers import (
@@ -53,11 +56,11 @@ def build_data(config: DatasetConfig) -> tuple[Any, Any | None]:
     """
     train = make_dataloader(config)
     plain = {"split": "val", "shuffle": False, "transforms": (), "drop_last": False}
-    try:
-        return train, make_dataloader(config.model_copy(update=plain))
-    except InputError as error:
-        _LOG.warning("training without validation: %s", error)
-        return train, None
+    held_out = config.model_copy(update=plain)
+    if len(MultiTaskDataset(held_out)):
+        return train, make_dataloader(held_out)
+    _LOG.warning("no episode is held out: training goes without validation")
+    return train, None
 
 
 def build_model(project: Project, contract: Contract, statistics: dict[str, Any] | None) -> Policy:
@@ -144,28 +147,52 @@ def _build_learner(
     return Learner(policy, optimizer, scheduler, ema, device, config.clip_norm, autocast)
 
 
+def settled(project: Project) -> Project:
+    """The project with the order of the samples under the session's seed, unless it has its own."""
+    if "seed" in (project.source.data.get("dataset") or {}):
+        return project
+    return project.replace("dataset", seed=project.session.seed)
+
+
+def save(run: Run, name: str) -> Path:
+    """Publish the run as it stands among its checkpoints."""
+    probe_batch = run.train_loader.dataset.__getitems__([0])
+    return save_checkpoint(
+        run.checkpoints / name,
+        run.learner,
+        meta=run.meta,
+        sampler=run.train_loader.batch_sampler.state_dict(),
+        probe_batch=run.train_loader.collate_fn(probe_batch),
+    )
+
+
 def start_run(
     project: Project, folder: Path | None = None, init_checkpoint: Path | None = None
 ) -> Run:
     """A new training in ``folder`` (``runs/<timestamp>`` by default), its configuration written."""
-    folder = folder or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = check_folder(folder or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S"))
     if (folder / "config.yaml").exists():
         raise InputError(
             str(folder), "a new folder", "one that holds a run",
             f"Continue it with `teamvla train --resume {folder}`, or choose another --out.",
         )  # fmt: skip
-    if "seed" not in project.source.data.get("dataset", {}):
-        project = project.replace("dataset", seed=project.session.seed)
-    run = open_run(project, folder)
+    run = open_run(settled(project), folder)
     if init_checkpoint is not None:
-        init_from(init_checkpoint, run.learner)
+        parent = init_from(init_checkpoint, run.learner)
+        run.meta["parent"] = {"file": init_checkpoint.name, "sha256": parent.sha256}
+        save(run, "last.ckpt")  # a run that is killed early must not go on from other weights
     text = yaml.safe_dump(run.meta["config"], sort_keys=False)
     publish(folder / "config.yaml", lambda file: file.write(text.encode("utf-8")))
     return run
 
 
-def resume_run(folder: Path, device: str | None = None) -> Run:
+def resume_run(folder: Path, device: str | None = None, roots: Sequence[str] | None = None) -> Run:
     """The training in ``folder``, exactly where its last checkpoint left it.
+
+    Args:
+        folder: of the run.
+        device: another device than before.
+        roots: where its data are now; they must be the same episodes.
 
     Raises:
         InputError: there is no run. CheckpointError: it is damaged, or its data have changed.
@@ -174,20 +201,46 @@ def resume_run(folder: Path, device: str | None = None) -> Run:
     config = folder / "config.yaml"
     if not config.exists():
         raise InputError(str(folder), "the folder of a run", "no config.yaml in it")
-    project = Project.load(str(config)).with_session(device=device)
+    project = Project.load(str(config)).with_session(device=device).replace("dataset", roots=roots)
     if not last.exists():
-        return open_run(project, folder)  # stopped before its first checkpoint: begin again
+        run = open_run(project, folder)  # killed before its first checkpoint: begin again
+        run.journal.rewind(0)
+        return run
     header = read_header(last)
     run = open_run(project, folder)
+    _require_same(run, header)
+    if "parent" in header.meta:
+        run.meta["parent"] = header.meta["parent"]
+    load_checkpoint(last, run.learner, run.train_loader.batch_sampler)
+    run.journal.rewind(run.state.step)
+    return run
+
+
+def _require_same(run: Run, header: Header) -> None:
+    """Refuse to go on with other settings, meanings or episodes than the checkpoint's."""
+    where = str(header.path)
+    lines = differences(_settings(header.meta), _settings(run.meta))
+    if lines:
+        raise ConfigError(
+            f"{run.folder / 'config.yaml'} is not what the run was started with:\n{listed(lines)}\n"
+            "Put it back, or start another run with --init-from."
+        )
     run.train_loader.dataset.contract.require(
-        Contract.parse(header.meta.get("contract"), str(last)), "the data", str(last)
+        Contract.parse(header.meta.get("contract"), where), "the data", where
     )
     if header.meta.get("manifest_digest") != run.meta["manifest_digest"]:
         raise CheckpointError(
-            str(last), "the data that it was trained on", "other episodes",
-            "Restore them, or start anew from its weights with --init-from.",
+            where, "the data that it was trained on", "other episodes",
+            "Restore them, or start another run with --init-from.",
         )  # fmt: skip
-    load_checkpoint(last, run.learner)
-    run.train_loader.batch_sampler.load_state_dict(header.meta["sampler"])
-    run.journal.rewind(run.state.step)
-    return run
+    threads, before = torch.get_num_threads(), header.meta.get("threads")
+    if threads != before:
+        _LOG.warning("%s threads instead of %s: the last bits will differ", threads, before)
+
+
+def _settings(meta: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration without what may differ from session to session."""
+    config = copy.deepcopy(meta.get("config")) or {}
+    config.pop("device", None)
+    config.get("dataset", {}).pop("roots", None)
+    return dict(config)

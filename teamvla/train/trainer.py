@@ -42,7 +42,7 @@ class TrainerConfig(Settings):
         description="CPU threads; null: torch's choice.",
     )
     log_every: int = Field(default=20, gt=0, description="Steps between rows of metrics.jsonl.")
-    checkpoint_every: int = Field(default=5, gt=0, description="Epochs between epoch_N.ckpt files.")
+    checkpoint_every: int = Field(default=4, gt=0, description="Epochs between epoch_N.ckpt files.")
     rollout_every: int = Field(
         default=4,
         ge=0,
@@ -129,19 +129,19 @@ class Window:
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self.count = 0
         self._started = time.perf_counter()
 
     def add(self, values: dict[str, torch.Tensor]) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._count += 1
+        self.count += 1
 
     def take(self) -> Metrics:
         """The means and the steps per second, and start over."""
         elapsed = time.perf_counter() - self._started
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
-        means["steps_per_s"] = self._count / elapsed
+        means = {name: float(total) / self.count for name, total in self._sums.items()}
+        means["steps_per_s"] = self.count / elapsed
         self.__init__()  # type: ignore[misc]
         return means
 
@@ -173,17 +173,24 @@ def train_one_epoch(
         if learner.state.step % log_every == 0:
             on_metrics(_checked(window.take(), learner))
         if stop():
-            return
+            break
+    if window.count:
+        on_metrics(_checked(window.take(), learner))
 
 
 def _checked(metrics: Metrics, learner: Learner) -> Metrics:
-    loss = metrics["loss"]
-    if not math.isfinite(loss):
-        raise TeamVLAError(
-            f"training step {learner.state.step}", "a finite loss", str(loss),
-            "Lower optimizer.lr, or look at the data with `teamvla validate`.",
-        )  # fmt: skip
+    require_finite(metrics, f"training step {learner.state.step}")
     return {**metrics, "lr": learning_rate(learner.optimizer)}
+
+
+def require_finite(metrics: Metrics, where: str) -> None:
+    """TeamVLAError if any of the metrics is not a finite number."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TeamVLAError(
+                where, f"a finite {name}", str(value),
+                "Lower optimizer.lr, or look at the data with `teamvla validate`.",
+            )  # fmt: skip
 
 
 @torch.inference_mode()

@@ -148,8 +148,9 @@ class SimpleLanguageEncoder(nn.Module):
         return self._cache[text]
 
     def _drop_stale(self) -> None:
-        # Every in-place update raises a tensor's version, every move changes its address:
-        # optimizer steps, EMA copies and loaded weights are all noticed.
+        # In-place copies raise a tensor's version, moves change its address: averaged and
+        # loaded weights are noticed. Fused optimizers raise nothing, but they work in
+        # training mode, and leaving that mode clears the cache.
         weights = tuple((p._version, p.data_ptr()) for p in self.parameters())
         if weights != self._cached_for:
             self._cache.clear()

@@ -1,0 +1,365 @@
+"""The Markdown files: what they list is what there is, and what they show runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import types
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import typer
+import yaml
+
+from teamvla.checkpoint import read_header
+from teamvla.cli.app import COMMANDS, app, load, run
+from teamvla.cli.console import Console
+from teamvla.config import Project, Settings, schema
+from teamvla.config.project import SECTIONS
+from teamvla.config.session import SessionConfig
+from teamvla.data import OPTIONAL_FIELDS, STEP_SPECS, read_meta
+from teamvla.data.codes import CODES
+from teamvla.data.transforms import TransformConfig
+from teamvla.registry import import_object
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs" / "README.md"
+FORMATS, CODES_PAGE, PYTHON = (ROOT / "docs" / f"{n}.md" for n in ("formats", "codes", "python"))
+DOCS = [ROOT / "README.md", CONFIGS, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its language, its text, and the line that it starts at."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    found, opened, language = [], None, ""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.startswith("```"):
+            continue
+        if opened is None:
+            opened, language = number, line[3:].strip()
+        else:
+            text = "\n".join(lines[opened : number - 1]) + "\n"
+            found.append(Block(language, text, opened + 1))
+            opened = None
+    assert opened is None, f"{page}: a block that never ends"
+    return found
+
+
+def prose(page: Path) -> str:
+    """The text without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def tables(page: Path) -> dict[str, list[list[str]]]:
+    """The rows of the first table below each heading, without its head; cells as they stand."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in prose(page).splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("#").strip()
+        elif line.startswith("| "):
+            cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+            found.setdefault(heading, []).append(cells)
+    return {heading: rows[2:] for heading, rows in found.items()}
+
+
+def name_in(cell: str) -> str:
+    return cell.strip("`")
+
+
+# The table of keys.
+
+
+def headings_of_keys() -> list[str]:
+    text = CONFIGS.read_text(encoding="utf-8").partition("## Every key")[2]
+    return re.findall(r"^### (.*)$", text, flags=re.M)
+
+
+def class_of(heading: str) -> type[Settings]:
+    """The settings class behind ``top level``, ``loss``, ``model (single_brain)``, ..."""
+    section, _, variant = heading.partition(" (")
+    if section == "top level":
+        return SessionConfig
+    base: Any = import_object(SECTIONS[section]) if section in SECTIONS else TransformConfig
+    variant = variant.rstrip(")")
+    return base.choose({"name": variant, "type": variant} if variant else {})
+
+
+def keys_of(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, field, default) of everything a section takes."""
+    for name, field in kind.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, Settings):
+            yield from keys_of(type(default), f"{prefix}{name}.")
+        else:
+            yield prefix + name, field, default
+
+
+def said_default(cell: str, key: str) -> Any:
+    if cell == "as in `lift.yaml`":
+        return tuple(Project.load("lift").source.data["task"][key])
+    value = yaml.safe_load(cell)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def promises(field: Any) -> Iterator[str]:
+    """What the type cell must say of a field: its choices, its limits, whether it may be null."""
+    pending = [field.annotation]
+    while pending:
+        annotation = pending.pop()
+        if get_origin(annotation) is Literal:
+            yield from get_args(annotation)
+        elif get_origin(annotation) is types.UnionType:
+            pending.extend(get_args(annotation))
+        elif annotation is type(None):
+            yield "null"
+    for limit in field.metadata:
+        for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+            if hasattr(limit, attribute):
+                yield f"{sign} {getattr(limit, attribute)}"
+
+
+def test_every_section_and_every_choice_of_its_keys_has_a_table():
+    from teamvla.models import MODELS
+    from teamvla.sim import TASKS
+
+    chosen = {"task": TASKS.names(), "model": MODELS.names()}
+    expected = {"top level", f"dataset.transforms ({TransformConfig().type})"}
+    for section in SECTIONS:
+        variants = chosen.get(section, [])
+        expected |= {f"{section} ({name})" for name in variants} if variants else {section}
+    assert set(headings_of_keys()) == expected
+
+
+@pytest.mark.parametrize("heading", headings_of_keys())
+def test_the_table_of_a_section_lists_its_keys_with_their_defaults(heading):
+    rows = tables(CONFIGS)[heading]
+    documented = {name_in(row[0]): said_default(row[2], name_in(row[0])) for row in rows}
+    assert len(documented) == len(rows)
+    assert documented == {key: default for key, _, default in keys_of(class_of(heading))}
+
+
+@pytest.mark.parametrize("heading", headings_of_keys())
+def test_the_table_of_a_section_tells_choices_and_limits(heading):
+    cells = {name_in(row[0]): row[1] for row in tables(CONFIGS)[heading]}
+    silent = [
+        (key, promise)
+        for key, field, _ in keys_of(class_of(heading))
+        for promise in promises(field)
+        if promise not in cells[key]
+    ]
+    assert silent == []
+
+
+def test_the_shipped_values_that_differ_from_the_defaults_are_listed():
+    project = Project.load("train_bc")
+    differing = {}
+    for section in SECTIONS:
+        if section not in project.source.data:
+            continue
+        settings = project.section(section, Settings)
+        shipped = settings.model_dump(mode="json")
+        defaults = type(settings)().model_dump(mode="json")
+        for key in shipped:
+            if shipped[key] != defaults[key]:
+                differing[f"{section}.{key}"] = (defaults[key], shipped[key])
+    listed = {
+        name_in(key): (yaml.safe_load(default), yaml.safe_load(shipped))
+        for key, default, shipped in tables(CONFIGS)["Every key"]
+    }
+    assert listed == differing
+
+
+def test_the_page_is_right_about_what_the_schema_knows():
+    knows_all = "tray_x" in schema()["properties"]["task"]["properties"]
+    says_less = "marked as not allowed" in prose(CONFIGS)
+    assert says_less != knows_all, "configs/README.md, 'In an editor', is out of date"
+
+
+# Command lines.
+
+
+def test_the_sessions_of_the_configuration_page_go_as_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sessions = 0
+    for block in blocks(CONFIGS):
+        first, _, rest = block.text.partition("\n")
+        if block.language == "yaml" and re.fullmatch(r"# \w+\.yaml", first):
+            Path(first[2:]).write_text(block.text, encoding="utf-8")
+        elif block.language == "console":
+            program, *arguments = shlex.split(first.removeprefix("$ "))
+            assert program == "teamvla"
+            run(arguments)
+            captured = capsys.readouterr()
+            assert_shown(rest, captured.out + captured.err)
+            sessions += 1
+    assert sessions >= 4
+
+
+def assert_shown(shown: str, said: str) -> None:
+    """``shown`` is what was said, lines of ``...`` standing for anything."""
+    parts = [re.escape(part) for part in re.split(r"^\.\.\.\n", shown, flags=re.M)]
+    assert re.fullmatch("(?s:.*?)".join(parts), said), f"shown:\n{shown}\nsaid:\n{said}"
+
+
+def command_lines() -> Iterator[Any]:
+    """Every command line of ``teamvla`` in a shell block: its place and its arguments."""
+    for page in DOCS:
+        for block in blocks(page):
+            if block.language not in ("sh", "bash", "console"):
+                continue
+            lines = block.text.replace("\\\n", " ").splitlines()
+            if block.language == "console":
+                lines = [line[2:] for line in lines if line.startswith("$ ")]
+            for line in lines:
+                for arguments in calls_in(line):
+                    place = f"{page.relative_to(ROOT)}:{block.line}"
+                    yield pytest.param(arguments, id=f"{place} {' '.join(arguments)}")
+
+
+def calls_in(line: str) -> Iterator[list[str]]:
+    """The arguments of each call of ``teamvla`` in a line of shell."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split, lexer.commenters = True, "#"
+    call: list[str] = []
+    for token in [*lexer, ";"]:
+        if set(token) <= set("();<>|&"):
+            if call and Path(call[0]).name == "teamvla":
+                yield call[1:]
+            call = [] if token not in (">", "<") else [token]
+        else:
+            call.append(token)
+
+
+def command_of(arguments: list[str]) -> tuple[Any, list[str]]:
+    """The command that ``arguments`` name, and what is left for it."""
+    assert arguments[0] in COMMANDS, f"no such command: {arguments[0]}"
+    command = load(arguments[0])
+    if not hasattr(command, "commands"):
+        return command, arguments[1:]
+    assert arguments[1] in command.commands, f"no such command: {' '.join(arguments[:2])}"
+    return command.commands[arguments[1]], arguments[2:]
+
+
+@pytest.mark.parametrize("arguments", [*command_lines()])
+def test_command_lines_are_understood(arguments):
+    command, rest = command_of(arguments)
+    command.make_context("teamvla", rest, obj=Console())
+
+
+def mentions() -> list[Any]:
+    """Every ``teamvla ...`` in running text."""
+    found = [
+        (page, " ".join(text.split()))
+        for page in DOCS
+        for text in re.findall(r"(?<!`)`(teamvla [^`]+)`", prose(page))
+    ]
+    return [pytest.param(text, id=f"{page.relative_to(ROOT)} {text}") for page, text in found]
+
+
+@pytest.mark.parametrize("text", mentions())
+def test_commands_that_are_mentioned_exist_with_their_options(text):
+    arguments = shlex.split(text)[1:]
+    if arguments[0].startswith("-"):
+        command = typer.main.get_command(app)
+    else:
+        command, arguments = command_of(arguments)
+    known = {"-h", "--help", *(option for param in command.params for option in param.opts)}
+    assert {word for word in arguments if word.startswith("-")} <= known
+
+
+# Links.
+
+
+def links() -> list[Any]:
+    found = []
+    for page in DOCS:
+        for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+            if "://" not in target and not target.startswith("#"):
+                path = page.parent / target.partition("#")[0]
+                found.append(pytest.param(path, id=f"{page.relative_to(ROOT)} {target}"))
+    return found
+
+
+@pytest.mark.parametrize("target", links())
+def test_relative_links_lead_somewhere(target):
+    assert target.exists()
+
+
+# Codes and tables of the formats.
+
+
+def test_the_page_of_codes_lists_those_of_the_source():
+    used = {
+        node.value
+        for path in (ROOT / "teamvla").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and re.fullmatch(r"[A-Z]\d{3}", str(node.value))
+    }
+    rows = [row for table in tables(CODES_PAGE).values() for row in table]
+    listed = [row[0] for row in rows]
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == used | set(CODES)
+    assert {row[0]: row[1] for row in rows if row[0] in CODES} == CODES
+    assert all(len(row) == 3 and row[2] for row in rows)
+
+
+def test_the_fields_of_a_step_are_those_of_the_schema():
+    rows = tables(FORMATS)["Fields"]
+    listed = {name_in(row[0]): (row[1], row[2]) for row in rows}
+    specs = {**STEP_SPECS, **OPTIONAL_FIELDS}
+    assert listed == {
+        name: ("required" if name in STEP_SPECS else "optional", name_in(spec.column))
+        for name, spec in specs.items()
+    }
+
+
+def test_the_metadata_keys_are_those_of_a_recorded_episode():
+    listed = {name_in(row[0]) for row in tables(FORMATS)["Metadata"]}
+    recorded = set(read_meta(ROOT / "fixtures" / "data" / "lift_sample.npz"))
+    assert listed == recorded | {"json_fields"}
+
+
+def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint():
+    header = read_header(ROOT / "fixtures" / "checkpoints" / "bc_stub.ckpt")
+    page = tables(FORMATS)
+    assert {name_in(row[0]) for row in page["Header"]} == set(header.meta)
+    sections = {tensor.name.partition(".")[0] for tensor in header.tensors}
+    assert {name_in(row[0]).partition(".")[0] for row in page["Tensors"]} == sections
+
+
+# Code.
+
+
+@pytest.mark.parametrize("page", [PYTHON, FORMATS], ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    printed = ""
+    for block in blocks(page):
+        if block.language == "python":
+            assert printed == "", f"line {block.line}: the output above is not shown"
+            # Empty lines in front make a traceback name the page's own lines.
+            code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+            with redirect_stdout(StringIO()) as stream:
+                exec(code, names)
+            printed = stream.getvalue()
+        elif block.language == "text" and printed:
+            assert printed == block.text, f"{page.name}:{block.line}"
+            printed = ""
+    assert printed == ""
