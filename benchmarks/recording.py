@@ -49,7 +49,8 @@ def bare_loop(task: TaskConfig, config: RecordConfig):
     """The loop that anyone would write, with nothing around it."""
     env = make_env(task)
     expert = env.expert()
-    joints = np.tile(np.r_[np.ones(6), 0.0], 2)
+    joints = np.ones(env.contract.action_dim, bool)
+    joints[env.contract.grippers] = False
 
     def run(index: int) -> int:
         observation, info = env.reset(seed=seeds.reset_seed(0, seeds.Domain.RECORD, index))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import platform
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from typing import Any
 
 from teamvla.checkpoint import read_header, verify_digest
 from teamvla.config import Project
-from teamvla.data import build_index, validate_roots
+from teamvla.config.differences import differences, listed
+from teamvla.data import build_index, find_episodes, read_meta, validate_roots
 from teamvla.errors import EpisodeError, InputError
-from teamvla.evaluation.baselines import DoNothing, RandomActions, expert
+from teamvla.evaluation.baselines import DoNothing, RandomActions, Replay, expert
 from teamvla.evaluation.pictures import choose, film, save_pictures
 from teamvla.evaluation.policies import PolicyFromCheckpoint
 from teamvla.evaluation.report import Report, write_report
@@ -30,14 +32,10 @@ from teamvla.record import RecordConfig, Recorder, record
 from teamvla.sim.tasks import TaskConfig
 from teamvla.train.bc_trainer import train
 from teamvla.train.journal import read_metrics
-from teamvla.train.runs import Run, resume_run, settled, start_run
+from teamvla.train.runs import Run, resume_run, start_run
 
 _LOG = logging.getLogger(__name__)
 Facts = dict[str, Any]
-
-
-#: what may change between the sittings of one training
-_FREE = ("device", "log_level", "data_root", "record", "evaluation")
 
 
 class Stopped(Exception):
@@ -52,6 +50,7 @@ class Quickstart:
         folder: everything lies in it: ``data/``, ``train/``, ``best.ckpt``, ``report.html``.
         episodes: demonstrations to record.
         eval_episodes: initial states to evaluate on.
+        given: the options that ``project`` came from, for the commands in the report.
     """
 
     folder: Path
@@ -59,6 +58,7 @@ class Quickstart:
     episodes: int = 100
     eval_episodes: int = 100
     workers: int = 2
+    given: tuple[str, ...] = ()
     stop: Callable[[], bool] = lambda: False
 
     @property
@@ -92,32 +92,53 @@ class Quickstart:
             "inspect": self._inspect,
             "report": self._report,
         }
+        self._claim()
         facts: dict[str, Facts] = {}
-        key = ""
         for number, (name, work) in enumerate(stages.items(), 1):
-            key = self._key(name, key)
-            facts[name], reused = self._stage(name, key, work)
+            facts[name], reused = self._stage(name, work)
             said = f"{facts[name]['line']}, {facts[name]['seconds']:.0f} s"
             again = " (done before)" if reused else ""
             _LOG.info("[%d/%d] %-9s %s%s", number, len(stages), name, said, again)
         return facts
 
-    def _key(self, stage: str, before: str) -> str:
-        """Digest of all that a stage depends on."""
-        settings = {**self.project.resolved(), "stage": stage, "before": before}
-        counts = [self.episodes, self.eval_episodes]
-        return hashlib.sha256(canonical_json([settings, counts])).hexdigest()
+    def _settings(self) -> dict[str, Any]:
+        """What the data and the training depend on; evaluation may differ from run to run."""
+        settings = self.project.resolved()
+        for free in ("evaluation", "device", "log_level", "data_root"):
+            settings.pop(free, None)
+        return {**settings, "episodes": self.episodes}
 
-    def _stage(self, name: str, key: str, work: Callable[[], Facts]) -> tuple[Facts, bool]:
-        path = self.folder / "stages" / f"{name}.json"
-        known = _facts_in(path, key)
-        if known is not None:
+    def _claim(self) -> None:
+        """Write down what the folder is for; InputError if it holds another quickstart."""
+        path = self.folder / "settings.json"
+        settings = json.loads(canonical_json(self._settings()))
+        lines = differences(read_json(path), settings) if path.exists() else []
+        if lines:
+            raise InputError(
+                f"{self.folder} holds a quickstart with other settings:\n{listed(lines)}\n"
+                "Choose another --out, or remove the folder."
+            )
+        write_json(path, settings)
+
+    def _key(self, stage: str) -> str:
+        """Digest of all that a stage depends on."""
+        depends: list[Any] = [self._settings()]
+        if stage in ("evaluate", "report"):
+            config = self.project.section("evaluation", EvaluationConfig)
+            depends += [config.model_dump(mode="json"), self.eval_episodes]
+        return hashlib.sha256(canonical_json(depends)).hexdigest()
+
+    def _stage(self, name: str, work: Callable[[], Facts]) -> tuple[Facts, bool]:
+        path, key = self.folder / "stages" / f"{name}.json", self._key(name)
+        known = read_json(path) if path.exists() else {}
+        if known.get("key") == key and all(Path(p).exists() for p in known.get("files", [])):
             return known, True
-        if self.stop():
-            raise Stopped
         began = time.perf_counter()
         facts = work()
-        facts = {**facts, "key": key, "seconds": round(time.perf_counter() - began, 2)}
+        if self.stop():
+            raise Stopped
+        took = round(time.perf_counter() - began, 2)
+        facts = {"seconds": took, **facts, "key": key}
         write_json(path, facts)
         return facts, False
 
@@ -154,25 +175,13 @@ class Quickstart:
         success = f"{state.best_success:.0%}" if state.best_success is not None else "unranked"
         best = f"best is epoch {state.best_epoch} ({success})"
         line = f"{state.epoch} epochs, {state.step} steps; {best}"
-        return {"line": line, "files": [str(self.best)], "state": state.to_dict()}
+        return {"line": line, "files": [str(self.best)], "seconds": round(state.seconds, 2)}
 
     def _open_training(self) -> Run:
-        """The training in the folder, continued; InputError if it is one of other settings."""
         folder, roots = self.folder / "train", [str(self.data)]
-        project = self.project.replace("dataset", roots=roots)
-        if not (folder / "config.yaml").exists():
-            return start_run(project, folder)
-        run = resume_run(folder, roots=roots)
-        given, wanted = run.meta["config"], settled(project).resolved()
-        other = [key for key in wanted if key not in _FREE and given.get(key) != wanted[key]]
-        if other:
-            raise InputError(
-                str(folder),
-                "to continue a training with the same settings",
-                f"one with other {', '.join(other)}",
-                "Choose another --out, or remove it.",
-            )
-        return run
+        if (folder / "config.yaml").exists():
+            return resume_run(folder, roots=roots)
+        return start_run(self.project.replace("dataset", roots=roots), folder)
 
     def _evaluate(self) -> Facts:
         suite = Suite(self.task, self.seed)
@@ -187,6 +196,7 @@ class Quickstart:
             ),
             "doing nothing": (DoNothing, config.baselines),
             "random actions": (RandomActions, config.baselines),
+            "a median demonstration replayed": (Replay(self._median()), config.baselines),
         }
         scores = {
             name: evaluate(
@@ -197,13 +207,21 @@ class Quickstart:
         if any(score.episodes < plan[name][1] for name, score in scores.items()):
             raise Stopped
         chosen = choose(scores["trained policy"], max(1, config.pictures))
-        pictures = save_pictures(film(suite, policy, chosen), self.folder / "pictures")
+        pictures = save_pictures(
+            film(suite, policy, chosen, workers=self.workers), self.folder / "pictures"
+        )
         return {
             "line": f"success {scores['trained policy']}",
             "files": list(pictures.values()),
             "pictures": pictures,
             "scores": {name: score.to_dict() for name, score in scores.items()},
         }
+
+    def _median(self) -> Path:
+        """The demonstration of median length."""
+        episodes = find_episodes(self.data)
+        episodes.sort(key=lambda path: (read_meta(path)["num_steps"], path))
+        return episodes[len(episodes) // 2]
 
     def _inspect(self) -> Facts:
         header = verify_digest(self.best)
@@ -214,7 +232,7 @@ class Quickstart:
 
     def _report(self) -> Facts:
         facts = {
-            name: json.loads((self.folder / "stages" / f"{name}.json").read_text())
+            name: read_json(self.folder / "stages" / f"{name}.json")
             for name in ("record", "train", "evaluate", "inspect")
         }
         path = write_report(self.folder / "report.html", self._compose(facts))
@@ -230,8 +248,8 @@ class Quickstart:
             title=f"Two arms learn to {self.task.name}",
             lead=f"A policy trained on {facts['record']['episodes']} scripted demonstrations, "
             "from pictures, joint angles and an instruction.",
-            note="Every actor starts from the same fixed initial states, none of which was "
-            "recorded or used to choose the checkpoint. The dark line is the Wilson interval.",
+            note="All start from one fixed list of initial states, none of which was recorded or "
+            "used to choose the checkpoint. The dark line is the Wilson interval.",
             scores=scores,
             metrics=read_metrics(self.folder / "train" / "metrics.jsonl"),
             contact_sheet=Path(pictures["contact_sheet.png"]).read_bytes(),
@@ -250,24 +268,16 @@ class Quickstart:
     def commands(self) -> list[str]:
         """The commands that do the same by hand."""
         run = self.folder / "by-hand"
-        return [
-            f"teamvla record --task {self.task.name} --episodes {self.episodes} "
-            f"--out {self.data} --seed {self.seed} --workers {self.workers}",
-            f"teamvla validate {self.data}",
-            f"teamvla index {self.data}",
-            f"teamvla train --data {self.data} --out {run} --seed {self.seed}",
-            f"teamvla eval {run}/checkpoints/best.ckpt --episodes {self.eval_episodes} "
-            f"--seed {self.seed} --workers {self.workers}",
-            f"teamvla ckpt-inspect {run}/checkpoints/best.ckpt",
+        best = run / "checkpoints" / "best.ckpt"
+        seed = ["--seed", self.seed]
+        workers = ["--workers", self.workers]
+        recorded = ["--task", self.task.name, "--episodes", self.episodes, "--out", self.data]
+        lines: list[list[object]] = [
+            ["record", *recorded, *seed, *workers, *self.given],
+            ["validate", self.data],
+            ["index", self.data],
+            ["train", "--data", self.data, "--out", run, *seed, *self.given],
+            ["eval", best, "--episodes", self.eval_episodes, *seed, *workers],
+            ["ckpt-inspect", best],
         ]
-
-
-def _facts_in(path: Path, key: str) -> Facts | None:
-    """What a finished stage wrote down, if it depended on the same and its files are there."""
-    try:
-        known = read_json(path)
-    except InputError:  # not finished, or spoilt: then it is done again
-        return None
-    if not isinstance(known, dict) or known.get("key") != key:
-        return None
-    return known if all(Path(name).exists() for name in known.get("files", [])) else None
+        return [shlex.join(["teamvla", *map(str, line)]) for line in lines]

@@ -8,7 +8,6 @@ from where a learned policy will drift to (DART: Laskey et al., CoRL 2017).
 from __future__ import annotations
 
 import hashlib
-import logging
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,8 +27,6 @@ from teamvla.logs import progress
 from teamvla.rollout import Observation, Outcome, Tick, rollout, run_episodes
 from teamvla.sim import make_env
 from teamvla.sim.tasks import TaskConfig
-
-_LOG = logging.getLogger(__name__)
 
 
 class NoiseConfig(Settings):
@@ -56,7 +53,7 @@ class ActionNoise:
     """The noise of one episode, a function of its seed and the commands alone."""
 
     def __init__(self, config: NoiseConfig, rng: np.random.Generator, joints: np.ndarray) -> None:
-        """``joints``: bool[14], which entries of the joined command are joint targets."""
+        """``joints``: bool[D], which entries of the joined command are joint targets."""
         self._config, self._rng, self._joints = config, rng, joints
         self._noise = np.zeros(len(joints))
         self._gain = np.zeros(len(joints))
@@ -130,14 +127,14 @@ class Recorder:
         """Open a worker: one environment, one expert, used for every index."""
         env = make_env(self.task)
         expert = env.expert()
-        joints = np.tile(np.r_[np.ones(6), 0.0], 2)
+        joints = np.ones(env.contract.action_dim, bool)
+        joints[env.contract.grippers] = False
 
         def run(index: int) -> Recorded:
             take = _Take()
             rng = seeds.generator(self.seed, seeds.Domain.NOISE, index)
             noise = ActionNoise(self.config.noise, rng, joints)
-            outcome = _attempt(
-                take,
+            outcome = rollout(
                 env,
                 expert,
                 seeds.reset_seed(self.seed, seeds.Domain.RECORD, index),
@@ -175,15 +172,6 @@ class Recorder:
             for step in steps:
                 writer.add_step(step)
             return writer.end_episode(success=outcome.success)
-
-
-def _attempt(take: _Take, *arguments: Any, **options: Any) -> Outcome:
-    """A rollout in which an expert that gives up has failed, like one that runs out of time."""
-    try:
-        return rollout(*arguments, **options)
-    except SimulationError as error:
-        _LOG.debug("the expert gave up: %s", error)
-        return Outcome(False, len(take.steps), 0.0)
 
 
 @dataclass

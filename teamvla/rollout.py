@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from teamvla.errors import TeamVLAError
+from teamvla.errors import SimulationError, TeamVLAError
 from teamvla.interrupts import held_back
 
 Observation = dict[str, Any]
@@ -59,11 +59,19 @@ class Tick:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one episode ended. ``steps`` is the steps to success where it succeeded."""
+    """How one episode ended.
+
+    Attributes:
+        success: whether the environment ended it as one.
+        steps: taken; to success, where it succeeded.
+        reward: summed.
+        failure: what the simulator or an expert could not go on with, if that ended it.
+    """
 
     success: bool
     steps: int
     reward: float
+    failure: str | None = None
 
 
 def rollout(
@@ -75,7 +83,7 @@ def rollout(
     on_reset: Callable[[Observation], None] | None = None,
     on_tick: Callable[[Tick], None] | None = None,
 ) -> Outcome:
-    """Run one episode until the environment ends it.
+    """Run one episode until the environment ends it, or nobody can go on.
 
     Args:
         reset_seed: decides the initial state (``teamvla.seeds.reset_seed``).
@@ -89,19 +97,23 @@ def rollout(
     actor.reset()
     if on_reset is not None:
         on_reset({**observation, **words})
-    total, steps, ended, truncated = 0.0, 0, False, False
-    while not (ended or truncated):
+    total, steps, over = 0.0, 0, False
+    while not over:
         seen = {**observation, **words}
-        action = actor.act(seen)
-        joined = np.concatenate(action)
-        observation, reward, ended, truncated, info = env.step(
-            joined if perturb is None else perturb(joined)
-        )
+        try:
+            action = actor.act(seen)
+            joined = np.concatenate(action)
+            observation, reward, ended, truncated, info = env.step(
+                joined if perturb is None else perturb(joined)
+            )
+        except SimulationError as error:  # an unreachable target, NaN, physics that diverged
+            return Outcome(False, steps, total, str(error))
+        over = ended or truncated
         if on_tick is not None:
             on_tick(Tick(steps, seen, action, float(reward), bool(info["success"])))
         total += float(reward)
         steps += 1
-    return Outcome(ended, steps, total)
+    return Outcome(ended and bool(info["success"]), steps, total)
 
 
 def run_episodes(

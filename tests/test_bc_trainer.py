@@ -190,4 +190,4 @@ def test_the_average_of_the_weights_follows_its_formula():
             model.weight.fill_(float(step))
         average.update(step)
         seen.append(average.averaged.weight.item())
-    assert seen == pytest.approx([0.0, 1.8, 1.8, 0.15 * 1.8 + 0.85 * 4])
+    assert seen == pytest.approx([1.0, 1.0, 0.1 * 1 + 0.9 * 3, 2.8])

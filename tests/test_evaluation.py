@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teamvla.config import Project
+from teamvla.evaluation.baselines import DoNothing, RandomActions, expert
 from teamvla.evaluation.pictures import Film, animation, choose, contact_sheet
 from teamvla.evaluation.report import Report, render
 from teamvla.evaluation.statistics import show_rate, wilson_interval
-from teamvla.evaluation.suites import Score, Trial
+from teamvla.evaluation.suites import Score, Suite, Trial, evaluate
+from teamvla.seeds import Domain
+from teamvla.sim.tasks import TaskConfig
 
 
 @pytest.mark.parametrize(
@@ -116,3 +120,53 @@ def test_the_report_is_one_file_that_asks_for_nothing_else():
     assert "value &amp; more" in page
     for outside in ('src="http', "href=", "<script"):
         assert outside not in page.replace('xlink:href="#', "")
+
+
+SMALL_TASK = ["task.camera.height=16", "task.camera.width=16", "task.max_steps=12"]
+
+
+def small_suite(domain: Domain = Domain.EVALUATE) -> Suite:
+    return Suite(Project.load("lift", SMALL_TASK).section("task", TaskConfig), 0, domain)
+
+
+@pytest.mark.parametrize("actor", [DoNothing, RandomActions, expert])
+def test_a_baseline_scores_alike_for_any_number_of_workers(actor):
+    one, two = (evaluate(small_suite(), actor, 3, workers=workers) for workers in (1, 2))
+    assert one == two
+    assert len({trial.reward for trial in one.trials}) == 3
+
+
+def test_recording_ranking_and_evaluation_start_from_different_states():
+    from teamvla.sim import make_env
+
+    starts = []
+    for domain in (Domain.RECORD, Domain.SELECT, Domain.EVALUATE):
+        suite = small_suite(domain)
+        env = make_env(suite.task)
+        for index in range(3):
+            env.reset(seed=suite.reset_seed(index))
+            starts.append(tuple(env.get_state()["tray_pose"]))
+    assert len(set(starts)) == 9
+
+
+class Wild:
+    """Commands no number at the third step."""
+
+    def __init__(self, env):
+        self._quiet = DoNothing(env)
+
+    def reset(self):
+        self._quiet.reset()
+        self._step = 0
+
+    def act(self, observation):
+        self._step += 1
+        arms = self._quiet.act(observation)
+        return [np.full_like(arm, np.nan) for arm in arms] if self._step == 3 else arms
+
+
+def test_an_episode_that_cannot_go_on_is_a_failure_and_the_evaluation_does():
+    score = evaluate(small_suite(), Wild, 2)
+    assert [trial.success for trial in score.trials] == [False, False]
+    assert [trial.steps for trial in score.trials] == [2, 2]
+    assert "arm a" in score.trials[0].failure

@@ -104,3 +104,26 @@ def test_the_quickstart_does_everything_once(shell):
     second = shell(*words)
     assert Path(first["report"]).stat().st_mtime_ns == stamp
     assert second["seconds"] == first["seconds"]
+
+
+def test_a_quickstart_of_other_settings_is_not_mixed_in(shell):
+    words = ["quickstart", "--episodes", 1, "--eval-episodes", 1, "--workers", 1, *SETTINGS]
+    words += ["--set", "task.max_steps=110", "--set", "evaluation.baselines=1"]
+    words += ["--set", "evaluation.pictures=1", "--set", "trainer.epochs=1"]
+    shell(*words)
+    for other in (["--seed", 1], ["--episodes", 2], ["--set", "optimizer.lr=0.1"]):
+        answer = shell(*words, *other, code=2)
+        assert "holds a quickstart with other settings" in answer["error"]["message"]
+    assert shell(*words, "--eval-episodes", 2)["episodes"] == 2
+
+
+def test_execution_can_be_changed_for_one_evaluation_but_not_the_model(shell, trained):
+    short = ["--episodes", 2, "--set", "task.max_steps=15", "--set", "evaluation.pictures=0"]
+    usual = shell("eval", trained, *short, "--out", "one")
+    receding = ["--set", "model.execution.mode=receding", "--set", "model.execution.stall_steps=0"]
+    other = shell("eval", trained, *short, *receding, "--out", "two")
+    assert [t["reward"] for t in usual["trials"]] != [t["reward"] for t in other["trials"]]
+    answer = shell("eval", trained, *short, "--set", "model.hidden_dim=7", code=2)
+    assert "a change of model.execution at most" in answer["error"]["message"]
+    answer = shell("eval", trained, *short, "--set", "model.execution.replan_evry=3", code=2)
+    assert "did you mean 'replan_every'?" in answer["error"]["message"]

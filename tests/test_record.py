@@ -16,7 +16,7 @@ from teamvla.errors import InputError, SimulationError
 from teamvla.record import ActionNoise, NoiseConfig, RecordConfig, Recorder, record
 from teamvla.sim.tasks import TaskConfig
 
-JOINTS = np.tile(np.r_[np.ones(6), 0.0], 2)
+JOINTS = np.tile([True] * 6 + [False], 2)
 
 
 def recorder(out: Path, *overrides: str, seed: int = 0) -> Recorder:
@@ -83,7 +83,7 @@ def test_grippers_are_never_disturbed_and_resting_arms_hardly():
     noise = ActionNoise(NoiseConfig(), np.random.default_rng(0), JOINTS)
     still = np.zeros(14)
     assert np.array_equal(noise(still), still.astype(np.float32))
-    moved = noise(np.where(JOINTS > 0, 0.1, 0.7))
+    moved = noise(np.where(JOINTS, 0.1, 0.7))
     assert moved[[6, 13]] == pytest.approx([0.7, 0.7])
     assert np.all(moved[:6] != np.float32(0.1))
 

@@ -74,7 +74,8 @@ def evaluate(
         )
     if config.pictures:
         chosen = choose(score, config.pictures)
-        data["pictures"] = save_pictures(film(suite, actor, chosen), folder)
+        films = film(suite, actor, chosen, workers=workers or config.workers)
+        data["pictures"] = save_pictures(films, folder)
     write_json(folder / "report.json", data)
     return Result(
         "teamvla.eval/1",

@@ -44,6 +44,7 @@ def quickstart(
             episodes=episodes,
             eval_episodes=eval_episodes,
             workers=workers or min(os.cpu_count() or 1, 8),
+            given=_given(config, set_),
             stop=lambda: bool(stop),
         )
         try:
@@ -72,6 +73,11 @@ def quickstart(
         human=lambda style: _text(style, data, facts),
         next_command=command_line("ckpt-inspect", path.best),
     )
+
+
+def _given(config: str | None, overrides: list[str] | None) -> tuple[str, ...]:
+    named = ["--config", config] if config else []
+    return (*named, *(part for item in overrides or () for part in ("--set", item)))
 
 
 def _one_line_per_stage() -> None:

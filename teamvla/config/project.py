@@ -103,6 +103,8 @@ class Project:
 
     def replace(self, section: str, **values: Any) -> Project:
         """The project with some keys of a section set; ``None`` leaves a key alone."""
+        if not isinstance(self._data_at((section,)), dict):
+            self.section(section, Settings)  # raises: laid over it, the mistake would be hidden
         return Project(merge(self.source, Source({section: _given(values)})))
 
     @property

@@ -253,7 +253,7 @@ def _choose_episodes(index: Index, config: DatasetConfig) -> np.ndarray:
             )
     rows = index.episodes.rows(None if config.split == "all" else config.split)
     names = index.episodes["task"][rows]
-    wanted = config.tasks or known
+    wanted = dict.fromkeys(config.tasks or known)
     of_each = [rows[names == task.encode()][: config.limit_per_task] for task in wanted]
     return np.sort(np.concatenate(of_each))
 

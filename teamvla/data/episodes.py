@@ -18,6 +18,8 @@ def episode_path(root: str | Path, task: str, episode_id: str) -> Path:
 def find_episodes(root: str | Path) -> list[Path]:
     """Every episode file below ``root``, sorted by path; hidden names are skipped.
 
+    Links are followed; a folder that is linked twice is looked into once.
+
     Raises:
         InputError: ``root`` is missing, is not a folder, or holds no episode.
     """
@@ -26,8 +28,13 @@ def find_episodes(root: str | Path) -> list[Path]:
         got = "a file" if root.exists() else "nothing there"
         raise InputError(str(root), "a folder of episodes", got)
     found: list[Path] = []
-    for folder, below, names in os.walk(root, onerror=_refuse):
-        below[:] = [name for name in below if not name.startswith(".")]
+    seen: set[str] = set()
+    for folder, below, names in os.walk(root, onerror=_refuse, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # a link that leads back
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
         files = (name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
         found.extend(Path(folder, name) for name in files)
     if not found:

@@ -72,7 +72,7 @@ def index_folder(roots: Sequence[Path], out: str | Path | None = None) -> Path:
     if out is not None:
         return Path(out)
     real = [str(root.resolve()) for root in roots]
-    key = hashlib.sha256("\0".join(real).encode()).hexdigest()[:12]
+    key = hashlib.sha256(os.fsencode("\0".join(real))).hexdigest()[:12]
     beside = roots[0] / (".index" if len(roots) == 1 else f".index-{key}")
     if (beside / SUMMARY).exists() or os.access(roots[0], os.W_OK):
         return beside

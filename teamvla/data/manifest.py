@@ -13,7 +13,7 @@ import numpy as np
 
 from teamvla.data.episodes import find_episodes
 from teamvla.data.npz import read_meta
-from teamvla.errors import EpisodeError
+from teamvla.errors import EpisodeError, InputError
 from teamvla.files import publish, sha256_file
 
 #: an episode's split where it is left out of the cache
@@ -60,7 +60,7 @@ def list_files(roots: Sequence[Path]) -> list[FileState]:
     """Every episode file below the roots, ordered by root and path, none twice.
 
     Raises:
-        InputError: a root is missing or holds no episode.
+        InputError: a root is missing or holds no episode, or a file cannot be looked at.
     """
     files: list[FileState] = []
     seen: set[Path] = set()
@@ -69,10 +69,18 @@ def list_files(roots: Sequence[Path]) -> list[FileState]:
             real = path.resolve()
             if real not in seen:
                 seen.add(real)
-                state = path.stat()
+                state = _stat(path)
                 below = path.relative_to(root).as_posix()
                 files.append(FileState(number, below, state.st_size, state.st_mtime_ns))
     return files
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:  # a link to nowhere, or removed while the folder was listed
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(str(path), "an episode file", reason) from None
 
 
 def read_entry(file: FileState, root: Path) -> Entry:

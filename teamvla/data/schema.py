@@ -112,7 +112,7 @@ STEP_SPECS: dict[str, FieldSpec] = _specs(
     ("grip_b", "f4", (), "Gripper command of arm b, 0 open .. 1 closed.", 0.0, 1.0),
     ("instruction", "U", (), "Natural-language prompt."),
     ("task", "U", (), "Slug of the task; the same in all steps of an episode."),
-    ("success", "?", (), "Success predicate at this step."),
+    ("success", "?", (), "Success predicate after this step's action."),
 )
 """The required fields of the embodiment ``two_arm``, by name."""
 

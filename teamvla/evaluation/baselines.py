@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +44,16 @@ class RandomActions:
         space = env.action_space
         assert isinstance(space, Box)
         self._low, self._high = space.low, space.high
-        self._episode = -1
-        self.reset()
+        self._rng: np.random.Generator | None = None
 
     def reset(self) -> None:
-        self._episode += 1
-        self._rng = seeds.generator(0, seeds.Domain.POLICY, self._episode)
+        self._rng = None
 
     def act(self, observation: Observation) -> Sequence[np.ndarray]:
+        if self._rng is None:
+            # Seeded by what the episode begins with: the same in any worker, in any order.
+            first = zlib.crc32(observation["rgb_a"].tobytes())
+            self._rng = seeds.generator(0, seeds.Domain.POLICY, first)
         action = self._rng.uniform(self._low, self._high).astype(np.float32)
         return np.split(action, 2)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from teamvla.evaluation.suites import OpenActor, Score, Suite
 from teamvla.files import publish
-from teamvla.rollout import rollout
+from teamvla.rollout import Tick, rollout, run_episodes
 from teamvla.sim import make_env
 
 _GAP = 4
@@ -36,29 +36,52 @@ def choose(score: Score, count: int) -> list[int]:
     return sorted(failures + successes[: count - len(failures)]) or [0]
 
 
-def film(suite: Suite, open_actor: OpenActor, indices: Sequence[int], every: int = 4) -> list[Film]:
-    """Play episodes again and keep every ``every``-th frame of the overview camera."""
-    env = make_env(suite.task, render_mode="rgb_array")
-    actor = open_actor(env)
-    films = []
-    for index in indices:
-        frames: list[np.ndarray] = []
+@dataclass(frozen=True)
+class _Camera:
+    """Opens a worker that films episodes of a suite; picklable."""
 
-        def look(force: bool = False, at: int = 0, frames: list[np.ndarray] = frames) -> None:
-            if force or at % every == 0:
+    suite: Suite
+    open_actor: OpenActor
+    every: int
+
+    def __call__(self) -> Callable[[int], Film]:
+        env = make_env(self.suite.task, render_mode="rgb_array")
+        actor = self.open_actor(env)
+
+        def run(index: int) -> Film:
+            frames: list[np.ndarray] = []
+
+            def look() -> None:
                 frames.append(np.asarray(env.render()))
 
-        outcome = rollout(
-            env,
-            actor,
-            suite.reset_seed(index),
-            on_reset=lambda _, look=look: look(force=True),  # type: ignore[misc]
-            on_tick=lambda tick, look=look: look(at=tick.index + 1),  # type: ignore[misc]
-        )
-        look(force=True)
-        films.append(Film(index, outcome.success, outcome.steps, tuple(frames)))
-    env.close()
-    return films
+            def look_now_and_then(tick: Tick) -> None:
+                if (tick.index + 1) % self.every == 0:
+                    look()
+
+            outcome = rollout(
+                env,
+                actor,
+                self.suite.reset_seed(index),
+                on_reset=lambda _: look(),
+                on_tick=look_now_and_then,
+            )
+            look()
+            return Film(index, outcome.success, outcome.steps, tuple(frames))
+
+        return run
+
+
+def film(
+    suite: Suite,
+    open_actor: OpenActor,
+    indices: Sequence[int],
+    *,
+    every: int = 4,
+    workers: int = 1,
+) -> list[Film]:
+    """Play episodes again and keep every ``every``-th frame of the overview camera."""
+    camera = _Camera(suite, open_actor, every)
+    return list(run_episodes(camera, indices, workers=min(workers, len(indices))))
 
 
 def contact_sheet(films: Sequence[Film], columns: int = 6) -> bytes:

@@ -82,7 +82,8 @@ def training_curves(metrics: Sequence[dict[str, Any]]) -> str:
             *zip(*points, strict=True), color=colour, label=label, **style
         ) if points else None
     left.set(xlabel="step", ylabel="loss", yscale="log")
-    left.legend(frameon=False)
+    if left.lines:
+        left.legend(frameon=False)
     _plot_rollouts(right, metrics)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -31,12 +31,17 @@ class EvaluationConfig(Settings):
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode of an evaluation. ``index`` names its initial state within the suite."""
+    """One episode of an evaluation.
+
+    ``index`` names its initial state within the suite; ``failure`` says what the simulator could
+    not go on with, if that ended it.
+    """
 
     index: int
     success: bool
     steps: int
     reward: float
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class _Worker:
 
         def run(index: int) -> Trial:
             outcome = rollout(env, actor, self.suite.reset_seed(index))
-            return Trial(index, outcome.success, outcome.steps, outcome.reward)
+            return Trial(index, **asdict(outcome))
 
         return run
 
