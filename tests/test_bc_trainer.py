@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from teamvla.checkpoint import read_checkpoint, read_header
-from teamvla.errors import CheckpointError, InputError, TeamVLAError
+from teamvla.errors import CheckpointError, ConfigError, InputError, TeamVLAError
 from teamvla.models.loading import load_policy
 from teamvla.train import bc_trainer
 from teamvla.train.ema import WeightAverage
@@ -48,7 +48,12 @@ def module_project(lift_root):
 
     from teamvla.config import Project
 
-    return Project.load("train_bc", SMALL).replace("dataset", roots=[str(lift_root)])
+    # Dropout draws from torch's generator in every step, rollouts come between epochs:
+    # what a resume must not forget, and must not be disturbed by.
+    lively = ("model.dropout=0.1", "trainer.rollout_every=1", "trainer.rollout_after=0")
+    short = ("trainer.rollout_episodes=1", "task.max_steps=8")
+    project = Project.load("train_bc", [*SMALL, *lively, *short])
+    return project.replace("dataset", roots=[str(lift_root)])
 
 
 def test_training_lowers_the_loss(finished):
@@ -65,12 +70,16 @@ def test_a_run_leaves_its_configuration_metrics_and_checkpoints(finished):
     assert header.meta["contract"]["control_hz"] == 20
 
 
-def test_a_stopped_training_continues_bit_by_bit(module_project, finished, tmp_path):
+@pytest.mark.parametrize("where", ["on the way", "at the last step", "while ranking"])
+def test_a_stopped_training_continues_bit_by_bit(module_project, finished, tmp_path, where):
     run = start_run(module_project, tmp_path / "run")
-    steps = []
-    assert not bc_trainer.train(run, stop=lambda: steps.append(1) or len(steps) == 4)
+    last = len(run.train_loader)
+    polls, stop_at = [], {"on the way": 3, "at the last step": last, "while ranking": last + 1}
+    asked = lambda: polls.append(1) or len(polls) >= stop_at[where]  # noqa: E731
+    assert not bc_trainer.train(run, stop=asked)
     resumed = resume_run(run.folder)
-    assert resumed.state.step == 4
+    assert resumed.state.step == min(stop_at[where], last)
+    assert resumed.state.epoch == 0
     assert bc_trainer.train(resumed)
     whole = read_checkpoint(finished / "checkpoints" / "last.ckpt")
     parts = read_checkpoint(run.folder / "checkpoints" / "last.ckpt")
@@ -191,3 +200,23 @@ def test_the_average_of_the_weights_follows_its_formula():
         average.update(step)
         seen.append(average.averaged.weight.item())
     assert seen == pytest.approx([1.0, 1.0, 0.1 * 1 + 0.9 * 3, 2.8])
+
+
+def test_nan_shorter_than_a_row_of_metrics_is_noticed_too(module_project, tmp_path):
+    run = start_run(module_project.replace("trainer", log_every=10**6), tmp_path / "run")
+    with torch.no_grad():
+        next(run.learner.policy.parameters()).fill_(float("nan"))
+    before = (run.checkpoints / "last.ckpt").exists()
+    with pytest.raises(TeamVLAError, match="a finite loss, got nan"):
+        bc_trainer.train(run)
+    assert (run.checkpoints / "last.ckpt").exists() == before
+    assert not (run.checkpoints / "best.ckpt").exists()
+
+
+def test_a_run_whose_configuration_was_edited_is_not_resumed(module_project, tmp_path):
+    run = start_run(module_project, tmp_path / "run")
+    bc_trainer.train(run, stop=lambda: run.state.step == 2)
+    config = run.folder / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.0007", "lr: 0.1"))
+    with pytest.raises(ConfigError, match=r"optimizer\.lr: 0\.0007 != 0\.1"):
+        resume_run(run.folder)

@@ -68,6 +68,17 @@ class DatasetConfig(Settings):
     def _one_is_a_list_too(cls, value: Any) -> Any:
         return (str(value),) if isinstance(value, str | Path) else value
 
+    @field_validator("roots", "index")
+    @classmethod
+    def _can_be_written_down(cls, value: Any) -> Any:
+        # A run notes where its data are, in files that are UTF-8.
+        for path in [value] if isinstance(value, str) else value or ():
+            try:
+                path.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError(f"{path!r} is not UTF-8; rename the folder") from None
+        return value
+
     @classmethod
     def parse(cls, data: DatasetConfig | dict[str, Any]) -> DatasetConfig:
         """Settings from plain data; ConfigError with a line per problem."""

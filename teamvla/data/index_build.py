@@ -48,6 +48,7 @@ class IndexBuild:
         if standing is not None and self._same_content(standing, manifest):
             # Only times or places changed: note them, the cache is right as it is.
             manifest.save(self.folder / standing.summary["build"] / "manifest")
+            write_json(self.folder / SUMMARY, {**standing.summary, "roots": self._places()})
             return Index.open(self.folder)
         build = self._new_folder()
         try:
@@ -56,6 +57,9 @@ class IndexBuild:
             shutil.rmtree(build, ignore_errors=True)
             raise
         return self._publish(build, manifest)
+
+    def _places(self) -> list[str]:
+        return [str(root.resolve()) for root in self.roots]
 
     def _known(self) -> dict[FileState, Entry]:
         """What the standing index says about files; those it knows need not be opened."""
@@ -158,7 +162,7 @@ class IndexBuild:
             "schema": SCHEMA,
             "build": build.name,
             "digest": content_digest(manifest),
-            "roots": [str(root.resolve()) for root in self.roots],
+            "roots": self._places(),
             "config": self.config.model_dump(mode="json"),
             "contract": self.contract,
             "layout": self.layout.to_dict(),
