@@ -35,6 +35,7 @@ SECTIONS = {
 }
 S = TypeVar("S", bound=Settings)
 _NOWHERE = Mark("configuration")
+_COMMAND_LINE = Mark("command line")
 
 
 def config_folder() -> Path:
@@ -105,7 +106,7 @@ class Project:
         """The project with some keys of a section set; ``None`` leaves a key alone."""
         if not isinstance(self._data_at((section,)), dict):
             self.section(section, Settings)  # raises: laid over it, the mistake would be hidden
-        return Project(merge(self.source, Source({section: _given(values)})))
+        return self._with((section,), values)
 
     @property
     def session(self) -> SessionConfig:
@@ -116,7 +117,13 @@ class Project:
 
     def with_session(self, **values: Any) -> Project:
         """The project with some top-level keys set; ``None`` leaves a key alone."""
-        return Project(merge(self.source, Source(_given(values))))
+        return self._with((), values)
+
+    def _with(self, place: tuple[str, ...], values: dict[str, Any]) -> Project:
+        given = _given(values)
+        marks = {(*place, key): (_COMMAND_LINE, _COMMAND_LINE) for key in given}
+        data = {place[0]: given} if place else given
+        return Project(merge(self.source, Source(data, dict(marks))))
 
     def section(self, name: str, kind: type[S]) -> S:
         """The settings of section ``name``, an instance of ``kind``.
@@ -159,7 +166,9 @@ class Project:
         try:
             model = cast(type[Settings], base).choose(data)
         except RegistryError as error:
-            return None, [f"{mark}: error: {name}: {error}"]
+            selectors = [self.source.marks.get((*place, key)) for key in ("name", "type")]
+            at = next((marks[1] for marks in selectors if marks), mark)
+            return None, [f"{at}: error: {name}: {error}"]
         try:
             return model.model_validate(data), []
         except ValidationError as error:

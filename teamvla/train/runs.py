@@ -202,6 +202,12 @@ def resume_run(folder: Path, device: str | None = None, roots: Sequence[str] | N
     if not config.exists():
         raise InputError(str(folder), "the folder of a run", "no config.yaml in it")
     project = Project.load(str(config)).with_session(device=device).replace("dataset", roots=roots)
+    for root in project.section("dataset", DatasetConfig).roots:
+        if not Path(root).is_dir():
+            raise InputError(
+                root, f"the data of {folder}", f"no such folder, seen from {Path.cwd()}",
+                "Go to where the run began, or tell with --data where they are.",
+            )  # fmt: skip
     if not last.exists():
         run = open_run(project, folder)  # killed before its first checkpoint: begin again
         run.journal.rewind(0)
