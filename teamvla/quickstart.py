@@ -20,7 +20,7 @@ from typing import Any
 from teamvla.checkpoint import read_header, verify_digest
 from teamvla.config import Project
 from teamvla.config.differences import differences, listed
-from teamvla.data import build_index, find_episodes, read_meta, validate_roots
+from teamvla.data import IndexConfig, build_index, find_episodes, read_meta, validate_roots
 from teamvla.errors import EpisodeError, InputError
 from teamvla.evaluation.baselines import DoNothing, RandomActions, Replay, expert
 from teamvla.evaluation.pictures import choose, film, save_pictures
@@ -163,7 +163,9 @@ class Quickstart:
         return {"line": f"{report.episodes} episodes, no findings"}
 
     def _index(self) -> Facts:
-        index = build_index([self.data])
+        given = "index" in self.project.source.data
+        config = self.project.section("index", IndexConfig) if given else None
+        index = build_index([self.data], config=config)
         return {"line": f"{index.num_episodes} episodes, {index.num_steps} steps in the cache"}
 
     def _train(self) -> Facts:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from teamvla.config import Project
+
+# The same examples every time: a suite that passed must not fail on a re-run.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 #: small pictures and networks, so that a test trains in a second
 SMALL = (

@@ -20,7 +20,9 @@ from teamvla.sim.tasks import TaskConfig
 
 
 def record(
-    task: Annotated[str, typer.Option("--task", "-t", help="What the arms do.")] = "lift",
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="What the arms do; lift by default.")
+    ] = None,
     episodes: Annotated[
         int, typer.Option("--episodes", "-n", min=1, help="Demonstrations to keep.")
     ] = 100,
@@ -35,8 +37,10 @@ def record(
     The same settings and seed give the same bytes for any number of workers, and
     running it again continues an interrupted recording.
     """
-    name = config or (task if task in shipped_configs() else None)
-    project = load_project(name, set_, seed=seed).replace("task", name=task)
+    name = config or task or "lift"
+    # A task without a shipped configuration is another package's, or mistyped: TASKS will tell.
+    shipped = config is not None or name in shipped_configs()
+    project = load_project(name if shipped else None, set_, seed=seed).replace("task", name=task)
     recorder = Recorder(
         project.section("task", TaskConfig),
         project.section("record", RecordConfig),
@@ -48,7 +52,7 @@ def record(
         total = record_episodes(recorder, episodes, workers=workers or 1, stop=lambda: bool(stop))
     data = _summary(recorder, total, time.perf_counter() - began)
     again = command_line(
-        "record", task=task, episodes=episodes, out=recorder.out, seed=recorder.seed,
+        "record", task=recorder.task.name, episodes=episodes, out=recorder.out, seed=recorder.seed,
         workers=workers, config=config, set_=set_,
     )  # fmt: skip
     return Result(

@@ -31,7 +31,7 @@ def explain(
 def unknown_name(name: str, known: list[str]) -> str:
     """``; did you mean 'x'?`` with the known names behind it."""
     near = difflib.get_close_matches(name, known, 1, 0.5) or _abbreviated(name, known)
-    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    hint = f"; did you mean '{near[0]}'?" if near else ""
     return f"{hint} (known: {', '.join(known)})"
 
 

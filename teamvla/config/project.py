@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from teamvla.config.explain import explain, unknown_name
 from teamvla.config.session import SessionConfig
 from teamvla.config.settings import Settings
-from teamvla.config.source import Mark, Source, merge, parse_override, read_source
+from teamvla.config.source import Address, Mark, Source, merge, parse_override, read_source
 from teamvla.errors import ConfigError, InputError, RegistryError
 from teamvla.registry import did_you_mean, import_object
 
@@ -121,9 +121,11 @@ class Project:
 
     def _with(self, place: tuple[str, ...], values: dict[str, Any]) -> Project:
         given = _given(values)
-        marks = {(*place, key): (_COMMAND_LINE, _COMMAND_LINE) for key in given}
+        marks: dict[Address, tuple[Mark, Mark]] = {
+            (*place, key): (_COMMAND_LINE, _COMMAND_LINE) for key in given
+        }
         data = {place[0]: given} if place else given
-        return Project(merge(self.source, Source(data, dict(marks))))
+        return Project(merge(self.source, Source(data, marks)))
 
     def section(self, name: str, kind: type[S]) -> S:
         """The settings of section ``name``, an instance of ``kind``.
@@ -167,8 +169,8 @@ class Project:
             model = cast(type[Settings], base).choose(data)
         except RegistryError as error:
             selectors = [self.source.marks.get((*place, key)) for key in ("name", "type")]
-            at = next((marks[1] for marks in selectors if marks), mark)
-            return None, [f"{at}: error: {name}: {error}"]
+            option = (_COMMAND_LINE, _COMMAND_LINE) in selectors
+            return None, [f"{_COMMAND_LINE if option else mark}: error: {error}"]
         try:
             return model.model_validate(data), []
         except ValidationError as error:
@@ -215,10 +217,12 @@ def schema() -> dict[str, Any]:
     properties.update(SessionConfig.model_json_schema()["properties"])
     definitions: dict[str, Any] = {}
     for name, target in SECTIONS.items():
-        model = cast(type[Settings], import_object(target))
-        section = model.model_json_schema(ref_template="#/$defs/{model}")
-        definitions.update(section.pop("$defs", {}))
-        properties[name] = section
+        variants = []
+        for model in cast(type[Settings], import_object(target)).variants():
+            variant = model.model_json_schema(ref_template="#/$defs/{model}")
+            definitions.update(variant.pop("$defs", {}))
+            variants.append(variant)
+        properties[name] = variants[0] if len(variants) == 1 else {"anyOf": variants}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "teamvla configuration",

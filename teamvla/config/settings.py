@@ -21,3 +21,8 @@ class Settings(BaseModel):
     def choose(cls, data: dict[str, Any]) -> type[Settings]:
         """The class that validates ``data``; RegistryError if its selector is unknown."""
         return cls
+
+    @classmethod
+    def variants(cls) -> list[type[Settings]]:
+        """All classes that :meth:`choose` may give."""
+        return [cls]

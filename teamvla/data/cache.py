@@ -23,6 +23,7 @@ import numpy as np
 
 from teamvla.data.manifest import map_array
 from teamvla.data.packing import Packed
+from teamvla.errors import InputError
 from teamvla.files import read_json, write_json
 
 
@@ -122,6 +123,7 @@ class Cache:
     """The arrays, mapped read-only; ``images`` and the rest as the module's docstring says."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.images = map_array(folder / "images.npy")
         self.state = map_array(folder / "state.npy")
         self.language = map_array(folder / "language.npy")
@@ -136,9 +138,15 @@ class Cache:
     def packed(self, first_row: int, first_action: int, num_steps: int) -> Packed:
         """One episode, as it was put in."""
         steps = slice(first_row, first_row + num_steps)
+        numbers = self.language[steps]
+        if not 0 <= numbers.min() <= numbers.max() < len(self.instructions):
+            raise InputError(
+                str(self.folder), f"numbers below {len(self.instructions)} in language.npy",
+                "others", "It is damaged; build it anew with `teamvla index --rebuild`.",
+            )  # fmt: skip
         return Packed(
             self.images[steps],
             self.state[steps],
             self.actions[first_action : first_action + num_steps],
-            [self.instructions[number] for number in self.language[steps].tolist()],
+            [self.instructions[number] for number in numbers.tolist()],
         )

@@ -55,7 +55,9 @@ def build_index(
     standing = None if rebuild else _standing(folder)
     if standing is not None and _is_current(standing, files, config):
         return standing
-    check_folder(folder).mkdir(parents=True, exist_ok=True)
+    if out is not None:
+        check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
         standing = None if rebuild else _standing(folder)
         if standing is not None and _is_current(standing, list_files(paths), config):
@@ -94,7 +96,9 @@ def _standing(folder: Path) -> Index | None:
     if not (folder / SUMMARY).exists():
         return None
     try:
-        return Index.open(folder)
+        index = Index.open(folder)
+        index.verify()
+        return index
     except InputError as error:
         LOG.warning("the index in %s cannot be used and is built anew: %s", folder, error)
         return None

@@ -9,7 +9,14 @@ from typing import Any
 
 from teamvla.contract import Contract
 from teamvla.data.cache import Cache, CacheWriter
-from teamvla.data.index_format import SCHEMA, SUMMARY, Index, IndexConfig, content_digest
+from teamvla.data.index_format import (
+    SCHEMA,
+    SUMMARY,
+    Index,
+    IndexConfig,
+    checksums,
+    content_digest,
+)
 from teamvla.data.manifest import SKIPPED, Entry, FileState, Manifest, read_entry
 from teamvla.data.npz import read_episode
 from teamvla.data.packing import Layout, Packed, pack
@@ -168,6 +175,7 @@ class IndexBuild:
             "layout": self.layout.to_dict(),
             "bytes": {"episodes": int(manifest["size"].sum()), "cache": cache.nbytes},
             **_counts(manifest),
+            "checksums": checksums(build),
         }
         write_json(self.folder / SUMMARY, document)
         for other in self.folder.glob("build-*"):

@@ -26,7 +26,7 @@ from teamvla.data.cache import Cache
 from teamvla.data.manifest import Manifest
 from teamvla.data.packing import Layout
 from teamvla.errors import ContractError, InputError
-from teamvla.files import read_json
+from teamvla.files import read_json, sha256_file
 
 SCHEMA = "teamvla.index/1"
 SUMMARY = "summary.json"
@@ -110,6 +110,14 @@ class Index:
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(str(folder), "a whole index", str(error), mend) from None
 
+    def verify(self) -> None:
+        """InputError if a bit of the table or the statistics changed; the cache is not read."""
+        if self.summary.get("checksums") != checksums(self.folder / self.summary["build"]):
+            raise InputError(
+                str(self.folder), "the table and statistics that were built", "others",
+                "Build it anew with `teamvla index --rebuild`.",
+            )  # fmt: skip
+
     @property
     def digest(self) -> str:
         """Hex digest of the content: the episodes' bytes, their splits and order."""
@@ -143,10 +151,19 @@ class Index:
         return f"Index({self.folder}: {counts}, tasks {', '.join(self.summary['tasks'])})"
 
 
+def checksums(build: Path) -> dict[str, str]:
+    """Digests of what in a build is small and decides what everything else means."""
+    return {
+        "manifest": Manifest.open(build / "manifest").checksum(),
+        "statistics": sha256_file(build / "statistics.json"),
+        "instructions": sha256_file(build / "cache" / "instructions.json"),
+    }
+
+
 def content_digest(manifest: Manifest) -> str:
     """Digest of names, bytes and splits, in order; the same wherever the files lie."""
     digest = hashlib.sha256(SCHEMA.encode())
     for row in range(len(manifest)):
         names = ("task", "episode_id", "digest", "split")
-        digest.update("\t".join(manifest.text(name, row) for name in names).encode() + b"\n")
+        digest.update(b"\t".join(bytes(manifest[name][row]) for name in names) + b"\n")
     return digest.hexdigest()

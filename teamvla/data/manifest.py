@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ COLUMNS = (
     "first_row",  # in the cache's step arrays; -1 if skipped
     "first_action",  # in the cache's padded actions; -1 if skipped
 )
+_PLACE = ("root", "path", "size", "mtime_ns")
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Manifest:
 
     @classmethod
     def open(cls, folder: Path) -> Manifest:
-        """Map the columns in ``folder``; OSError or ValueError if one is missing or damaged."""
+        """Map the columns in ``folder``; ValueError if one is missing or damaged."""
         return cls({name: map_array(folder / f"{name}.npy") for name in COLUMNS})
 
     def save(self, folder: Path, names: Iterable[str] = COLUMNS) -> None:
@@ -166,6 +168,17 @@ class Manifest:
         chosen = column != b"" if split is None else column == split.encode()
         return np.flatnonzero(chosen)
 
+    def checksum(self) -> str:
+        """Hex digest of the columns, without those that say where the files lie and since when."""
+        digest = hashlib.sha256()
+        for name in COLUMNS:
+            if name in _PLACE:
+                continue
+            column = np.ascontiguousarray(self.columns[name])
+            digest.update(f"{name} {column.dtype.str} {column.shape}\n".encode())
+            digest.update(column.view(np.uint8).data)
+        return digest.hexdigest()
+
     def tasks(self) -> list[str]:
         """The tasks that the cache holds, sorted."""
         return [name.decode() for name in np.unique(self.columns["task"][self.rows()])]
@@ -178,8 +191,11 @@ class Manifest:
 
 
 def map_array(path: Path) -> np.ndarray:
-    """A ``.npy`` file mapped read-only."""
-    mapped: np.ndarray = np.load(path, mmap_mode="r")
+    """A ``.npy`` file mapped read-only; ValueError if it is missing or damaged."""
+    try:
+        mapped: np.ndarray = np.load(path, mmap_mode="r")
+    except Exception as error:  # whatever NumPy's parser of headers lets through
+        raise ValueError(f"{path.name}: {str(error).partition(chr(10))[0]}") from None
     return mapped.view(np.ndarray)
 
 

@@ -54,6 +54,11 @@ class PolicyConfig(Settings):
         kind = MODELS.get(str(name))
         return cast(builtins.type[Settings], getattr(kind, "Config", cls))
 
+    @classmethod
+    def variants(cls) -> list[builtins.type[Settings]]:
+        kinds = [getattr(MODELS.get(name), "Config", cls) for name in MODELS]
+        return cast(list[builtins.type[Settings]], list(dict.fromkeys(kinds)))
+
 
 class Policy(nn.Module, ABC):
     """Observations to actions, with everything before and after the network.

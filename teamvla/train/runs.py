@@ -20,6 +20,7 @@ from teamvla.checkpoint import Header, read_header
 from teamvla.config import Project
 from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
+from teamvla.data import IndexConfig, build_index
 from teamvla.data.dataloader import DatasetConfig, MultiTaskDataset, make_dataloader
 from teamvla.errors import CheckpointError, ConfigError, InputError
 from teamvla.files import check_folder, publish
@@ -106,7 +107,10 @@ def open_run(project: Project, folder: Path) -> Run:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     set_seed(project.session.seed)
-    train_loader, val_loader = build_data(_dataset_config(project))
+    dataset = _dataset_config(project)
+    if "index" in project.source.data:
+        build_index(dataset.roots, dataset.index, project.section("index", IndexConfig))
+    train_loader, val_loader = build_data(dataset)
     data = train_loader.dataset
     if config.rollout_every:
         simulated = make_env(project.section("task", TaskConfig)).contract

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from teamvla.config import Settings
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Settings):
     """Section ``optimizer``."""
@@ -20,7 +22,7 @@ class OptimizerConfig(Settings):
     type: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw or sgd.")
     lr: float = Field(default=7e-4, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(default=1e-4, ge=0, description="On matrices alone.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's moment decays.")
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999), description="AdamW's moment decays.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD's momentum.")
 
 

@@ -64,6 +64,10 @@ class TaskConfig(Settings):
         """The settings class of the task that ``data["name"]`` names."""
         return TASKS.get(str(data.get("name", "lift"))).Config
 
+    @classmethod
+    def variants(cls) -> list[type[Settings]]:
+        return [TASKS.get(name).Config for name in TASKS]
+
 
 class Task(ABC):
     """One task. It keeps no state of its own: everything lies in the world and the variation."""
