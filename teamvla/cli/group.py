@@ -90,16 +90,21 @@ def _spare_pydantic(params: list[Any]) -> None:
             param.get_runtime_param = _AsGiven
 
 
-class Command(TyperCommand):
-    """A command with the shared options; invoking it gives an exit code."""
+class _Shared:
+    """What a command and a group have in common."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "rich_markup_mode": None})
-        self.params += _shared_params()
+        self.params: list[Any] = [*self.params, *_shared_params()]
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def parse_args(self: Any, ctx: Any, args: list[str]) -> list[str]:
         _spare_pydantic(self.get_params(ctx))
-        return super().parse_args(ctx, args)
+        parsed: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+        return parsed
+
+
+class Command(_Shared, TyperCommand):
+    """A command with the shared options; invoking it gives an exit code."""
 
     def invoke(self, ctx: Any) -> int:
         _configure(ctx)
@@ -110,16 +115,8 @@ class Command(TyperCommand):
         _write_options(self, ctx, formatter)
 
 
-class Group(TyperGroup):
+class Group(_Shared, TyperGroup):
     """A group with the shared options, before the name of the command."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "rich_markup_mode": None})
-        self.params += _shared_params()
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _spare_pydantic(self.get_params(ctx))
-        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         _configure(ctx)

@@ -13,8 +13,7 @@ Behind each episode ``actions`` repeats the last action ``max_chunk - 1`` times,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,7 +23,7 @@ import numpy as np
 from teamvla.data.manifest import map_array
 from teamvla.data.packing import Packed
 from teamvla.errors import InputError
-from teamvla.files import read_json, write_json
+from teamvla.files import naming, read_json, write_json
 
 
 class ArrayFile:
@@ -41,7 +40,7 @@ class ArrayFile:
     def append(self, block: np.ndarray) -> None:
         """Add rows; the first block decides dtype and shape of a row."""
         block = np.ascontiguousarray(block)
-        with self._named_errors():
+        with naming(self.path):
             if not self._written:
                 descr = np.lib.format.dtype_to_descr(block.dtype)
                 shape = (self.rows, *block.shape[1:])
@@ -53,27 +52,14 @@ class ArrayFile:
     def close(self) -> None:
         """Make the file durable."""
         assert self._written == self.rows, f"{self.path}: {self._written} of {self.rows} rows"
-        with self._named_errors(), self._file as file:
+        with naming(self.path), self._file as file:
             file.flush()
             os.fsync(file.fileno())
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *problem: object) -> None:
         if kind is None:
             self.close()
         else:

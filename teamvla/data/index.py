@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def build_index(
         check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder):
-        standing = None if rebuild else _standing(folder)
+        standing = None if rebuild else _standing(folder, LOG.warning)
         if standing is not None and _is_current(standing, list_files(paths), config):
             return standing
         return IndexBuild(paths, folder, standing, config).run(list_files(paths))
@@ -92,7 +92,7 @@ def _cache_home(root: Path) -> Path:
         ) from None
 
 
-def _standing(folder: Path) -> Index | None:
+def _standing(folder: Path, tell: Callable[..., None] = LOG.debug) -> Index | None:
     if not (folder / SUMMARY).exists():
         return None
     try:
@@ -100,7 +100,7 @@ def _standing(folder: Path) -> Index | None:
         index.verify()
         return index
     except InputError as error:
-        LOG.warning("the index in %s cannot be used and is built anew: %s", folder, error)
+        tell("the index in %s cannot be used and is built anew: %s", folder, error)
         return None
 
 
