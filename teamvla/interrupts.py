@@ -82,6 +82,12 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def leave_to_parent(worker: int = 0) -> None:
+    """In a forked worker: Ctrl-C and USR1 reach the whole group, but the parent decides."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[dict[int, Any]]:
     """Install ``handler`` for the block; yields the handlers from before."""

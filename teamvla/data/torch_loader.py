@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from teamvla.data.dataloader import MultiTaskDataset
 from teamvla.data.samplers import EpochBatchSampler
+from teamvla.interrupts import leave_to_parent
 from teamvla.seeds import Domain, integer
 
 
@@ -34,6 +35,7 @@ class BatchLoader(DataLoader[dict[str, Any]]):
             num_workers=num_workers,
             collate_fn=to_tensors,
             generator=generator,
+            worker_init_fn=leave_to_parent,
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
