@@ -130,13 +130,13 @@ class Quickstart:
 
     def _stage(self, name: str, work: Callable[[], Facts]) -> tuple[Facts, bool]:
         path, key = self.folder / "stages" / f"{name}.json", self._key(name)
-        known = read_json(path) if path.exists() else {}
-        if known.get("key") == key and all(Path(p).exists() for p in known.get("files", [])):
+        known = _facts_in(path, key)
+        if known is not None:
             return known, True
-        began = time.perf_counter()
-        facts = work()
         if self.stop():
             raise Stopped
+        began = time.perf_counter()
+        facts = work()
         took = round(time.perf_counter() - began, 2)
         facts = {"seconds": took, **facts, "key": key}
         write_json(path, facts)
@@ -283,3 +283,14 @@ class Quickstart:
             ["ckpt-inspect", best],
         ]
         return [shlex.join(["teamvla", *map(str, line)]) for line in lines]
+
+
+def _facts_in(path: Path, key: str) -> Facts | None:
+    """What a finished stage wrote down, if it depended on the same and its files are there."""
+    try:
+        known = read_json(path)
+    except InputError:  # not finished, or spoilt: then it is done again
+        return None
+    if not isinstance(known, dict) or known.get("key") != key:
+        return None
+    return known if all(Path(name).exists() for name in known.get("files", [])) else None

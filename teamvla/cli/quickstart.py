@@ -84,9 +84,15 @@ def _one_line_per_stage() -> None:
     """Hide what the stages say of themselves, except bars and with -v."""
     logger = logging.getLogger("teamvla")
     if logger.level == logging.INFO:
-        logger.setLevel(logging.WARNING)
-        logging.getLogger("teamvla.quickstart").setLevel(logging.INFO)
-        PROGRESS.addFilter(lambda record: record.levelno < logging.INFO)
+        for handler in logger.handlers:
+            handler.addFilter(_is_shown)
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    if record.name == PROGRESS.name:
+        return record.levelno < logging.INFO
+    ours = record.name.startswith(("teamvla.quickstart", "teamvla.cli"))
+    return ours or record.levelno >= logging.WARNING
 
 
 def _summary(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from teamvla.data.dataloader import MultiTaskDataset
 from teamvla.data.samplers import EpochBatchSampler
 from teamvla.interrupts import leave_to_parent
 from teamvla.seeds import Domain, integer
@@ -22,15 +21,13 @@ class BatchLoader(DataLoader[dict[str, Any]]):
     global random state.
     """
 
-    dataset: MultiTaskDataset  # type: ignore[assignment]
+    dataset: Any  #: a MultiTaskDataset
     batch_sampler: EpochBatchSampler
 
-    def __init__(
-        self, dataset: MultiTaskDataset, sampler: EpochBatchSampler, num_workers: int = 0
-    ) -> None:
+    def __init__(self, dataset: Any, sampler: EpochBatchSampler, num_workers: int = 0) -> None:
         generator = torch.Generator().manual_seed(integer(sampler.seed, Domain.ORDER))
         super().__init__(
-            dataset,  # type: ignore[arg-type]
+            dataset,
             batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=to_tensors,

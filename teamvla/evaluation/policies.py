@@ -10,11 +10,11 @@ import numpy as np
 
 from teamvla.checkpoint import read_header
 from teamvla.config import Project
-from teamvla.errors import CheckpointError, ConfigError
+from teamvla.errors import ConfigError
 from teamvla.evaluation.baselines import Blind
 from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.device import one_thread
-from teamvla.models.loading import load_policy
+from teamvla.models.loading import config_of, load_policy
 from teamvla.rollout import Actor, Observation
 from teamvla.sim import TwoArmEnv
 
@@ -37,12 +37,10 @@ class PolicyFromCheckpoint:
         """The configuration in the checkpoint with the overrides; reads the header alone.
 
         Raises:
+            CheckpointError: it holds no configuration that can be used.
             ConfigError: an override is wrong, or would make it another model.
         """
-        config = read_header(self.path).meta.get("config")
-        if not isinstance(config, dict):
-            raise CheckpointError(str(self.path), "a policy checkpoint", "no configuration in it")
-        own = Project.from_data(config)
+        own = config_of(read_header(self.path))
         project = own.override(self.overrides)
         before, after = (p.section("model", PolicyConfig) for p in (own, project))
         if before != after.model_copy(update={"execution": before.execution}):

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from teamvla.checkpoint import Header, read_checkpoint
-from teamvla.config import Project
+from teamvla.config import Project, Settings
 from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
-from teamvla.errors import CheckpointError
+from teamvla.errors import CheckpointError, ConfigError, ContractError
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import one_thread
 
@@ -67,15 +67,31 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> tuple[P
     return policy, header
 
 
+def config_of(header: Header) -> Project:
+    """The configuration in a header; CheckpointError if there is none that can be used."""
+    where, config = str(header.path), header.meta.get("config")
+    if not isinstance(config, dict):
+        raise CheckpointError(where, "a policy checkpoint", "a header without 'config'")
+    try:
+        project = Project.from_data(config)
+        for name in ("model", "task"):
+            project.section(name, Settings)
+    except ConfigError as error:
+        got = str(error).replace("configuration: error: ", "")
+        raise CheckpointError(where, "a configuration of this version", got) from None
+    return project
+
+
 def policy_of(header: Header) -> Policy:
     """The policy that a header describes, with fresh weights."""
-    where = str(header.path)
-    for key in ("config", "contract"):
-        if not isinstance(header.meta.get(key), dict):
-            raise CheckpointError(where, "a policy checkpoint", f"a header without {key!r}")
-    config = Project.from_data(header.meta["config"]).section("model", PolicyConfig)
+    where, config = str(header.path), config_of(header).section("model", PolicyConfig)
+    if not isinstance(header.meta.get("contract"), dict):
+        raise CheckpointError(where, "a policy checkpoint", "a header without 'contract'")
     contract = Contract.parse(header.meta["contract"], where)
-    return build_policy(config, contract, header.meta.get("statistics"))
+    try:
+        return build_policy(config, contract, header.meta.get("statistics"))
+    except ContractError as error:
+        raise CheckpointError(where, "statistics of its contract", str(error)) from None
 
 
 def load_weights(policy: Policy, state: dict[str, torch.Tensor], path: Path) -> None:
@@ -105,7 +121,11 @@ def _check_probe(policy: Policy, header: Header, arrays: Tensors) -> None:
     probe = header.meta.get("probe")
     if not isinstance(probe, dict) or "probe.actions" not in arrays:
         return
-    answer = _answer(policy, from_arrays("probe.observation", arrays), list(probe["language"]))
+    try:
+        answer = _answer(policy, from_arrays("probe.observation", arrays), list(probe["language"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise CheckpointError(str(header.path), "a probe that can be run", got) from None
     off = float(np.abs(answer - arrays["probe.actions"]).max())
     allowed = 0.0 if probe.get("machine") == _machine(policy) else PROBE_TOLERANCE
     if not off <= allowed:

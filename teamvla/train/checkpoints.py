@@ -156,7 +156,7 @@ def _restore(learner: Learner, header: Header, arrays: Tensors) -> None:
     schedule |= {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
     learner.scheduler.load_state_dict(schedule)
     if learner.ema is not None:
-        learner.ema.averaged.load_state_dict(from_arrays("ema", arrays))
+        load_weights(learner.ema.averaged, from_arrays("ema", arrays), header.path)
         learner.ema.updates = int(meta["optimizer_state"]["ema_updates"])
     learner.state = TrainingState(**meta["state"])
     _restore_rng(meta["rng"], arrays)

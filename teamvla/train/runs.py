@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from teamvla import seeds
-from teamvla.checkpoint import Header, read_header
+from teamvla.checkpoint import Header, verify_digest
 from teamvla.config import Project
 from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
@@ -216,7 +216,7 @@ def resume_run(folder: Path, device: str | None = None, roots: Sequence[str] | N
         run = open_run(project, folder)  # killed before its first checkpoint: begin again
         run.journal.rewind(0)
         return run
-    header = read_header(last)
+    header = verify_digest(last)  # before a flipped bit in it is taken for another setting
     run = open_run(project, folder)
     _require_same(run, header)
     if "parent" in header.meta:
