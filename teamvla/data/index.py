@@ -16,7 +16,6 @@ from teamvla.data.index_build import IndexBuild
 from teamvla.data.index_format import SUMMARY, Index, IndexConfig
 from teamvla.data.manifest import FileState, list_files
 from teamvla.errors import InputError
-from teamvla.files import check_folder
 
 __all__ = ["Index", "IndexConfig", "build_index", "index_folder"]
 LOG = logging.getLogger(__name__)
@@ -55,9 +54,7 @@ def build_index(
     standing = None if rebuild else _standing(folder)
     if standing is not None and _is_current(standing, files, config):
         return standing
-    if out is not None:
-        check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     with _exclusive(folder):
         standing = None if rebuild else _standing(folder, LOG.warning)
         if standing is not None and _is_current(standing, list_files(paths), config):
@@ -79,6 +76,15 @@ def index_folder(roots: Sequence[Path], out: str | Path | None = None) -> Path:
     if (beside / SUMMARY).exists() or os.access(roots[0], os.W_OK):
         return beside
     return _cache_home(roots[0]) / "teamvla" / "index" / key
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        mend = "Name another one (--out, or dataset.index when training)."
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(str(folder), "a folder for the index", reason, mend) from None
 
 
 def _cache_home(root: Path) -> Path:
