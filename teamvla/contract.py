@@ -103,11 +103,19 @@ class Contract(Settings):
         """Lines such as ``control_hz: 20.0 != 50.0``; empty if both mean the same."""
         return differences(self.to_dict(), other.to_dict())
 
-    def require(self, other: Contract, where: str, other_where: str) -> None:
-        """Raise ContractError with the differences unless ``other`` means the same."""
+    def require(self, other: Contract, where: str, other_where: str, mend: str = "") -> None:
+        """Raise ContractError with the differences unless ``other`` means the same.
+
+        ``mend`` is what the caller advises besides.
+        """
         lines = self.diff(other)
         if lines:
-            raise ContractError(
-                f"{other_where} does not mean the same as {where}:\n{listed(lines)}\n"
-                "Use data, checkpoint and environment of one contract."
-            )
+            advice = "Use data, checkpoint and environment of one contract."
+            if all(line.startswith("cameras[") for line in lines):
+                size = self.cameras[0]
+                advice = (
+                    f"For pictures like those of {where}: "
+                    f"--set task.camera.height={size.height} --set task.camera.width={size.width}."
+                )
+            said = f"{where} and {other_where} do not mean the same:\n{listed(lines)}"
+            raise ContractError(f"{said}\n{advice} {mend}".rstrip())

@@ -209,9 +209,10 @@ class Quickstart:
         if any(score.episodes < plan[name][1] for name, score in scores.items()):
             raise Stopped
         chosen = choose(scores["trained policy"], max(1, config.pictures))
-        pictures = save_pictures(
-            film(suite, policy, chosen, workers=self.workers), self.folder / "pictures"
-        )
+        films = film(suite, policy, chosen, workers=self.workers, stop=self.stop)
+        if self.stop():
+            raise Stopped
+        pictures = save_pictures(films, self.folder / "pictures")
         return {
             "line": f"success {scores['trained policy']}",
             "files": list(pictures.values()),
@@ -235,7 +236,7 @@ class Quickstart:
     def _report(self) -> Facts:
         facts = {
             name: read_json(self.folder / "stages" / f"{name}.json")
-            for name in ("record", "train", "evaluate", "inspect")
+            for name in ("record", "validate", "index", "train", "evaluate", "inspect")
         }
         path = write_report(self.folder / "report.html", self._compose(facts))
         return {"line": str(path), "files": [str(path)]}

@@ -118,7 +118,7 @@ class Recorder:
                 str(path),
                 "to continue a recording with the same settings",
                 "an episode of other settings",
-                "Choose another --out or --seed, or remove it.",
+                "Choose another --out, or remove it.",
             )
         outcome = Outcome(bool(meta["success"]), int(meta["num_steps"]), float(meta["reward"]))
         return Recorded(index, outcome, path, existed=True)

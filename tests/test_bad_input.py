@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SMALL
+from refusals import Refused, state_of
 from sample_steps import npy, rewrite, write_episode, zip_of
 
 from teamvla.cli.app import run
@@ -24,43 +24,6 @@ from teamvla.data import Index
 
 TINY = ("--set", "task.camera.height=16", "--set", "task.camera.width=16")
 TRAIN = [part for item in SMALL for part in ("--set", item)]
-#: how an error begins: ``error: ...`` or ``file:line:column: error: ...``
-ERROR = re.compile(r"^(error: |\S.*: error: )", re.MULTILINE)
-
-
-def state_of(folder: Path) -> dict[str, str]:
-    """Every file and link below a folder, hidden or not, but for the lock of an index."""
-    found = (path for path in sorted(folder.rglob("*")) if path.name != "lock")
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        if path.is_file()
-        else "-"
-        for path in found
-        if path.is_file() or path.is_symlink()
-    }
-
-
-class Refused:
-    """Runs a command that must be refused, in words and in JSON; keeps an eye on a folder."""
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self._folder, self._capsys = folder, capsys
-
-    def __call__(self, code: int, *arguments: object) -> str:
-        before = state_of(self._folder)
-        words = [str(argument) for argument in arguments]
-        self._capsys.readouterr()
-        assert run(words) == code
-        out, err = self._capsys.readouterr()
-        assert out == ""
-        assert len(ERROR.findall(err)) == 1, err
-        assert "Traceback" not in err
-        assert "internal error" not in err
-        assert run([*words, "--json"]) == code
-        said = json.loads(self._capsys.readouterr().out)
-        assert (said["status"], said["exit_code"]) == ("error", code)
-        assert state_of(self._folder) == before
-        return str(said["error"]["message"])
 
 
 @pytest.fixture
@@ -352,85 +315,3 @@ def test_a_bad_option_is_refused_before_anything_is_written(refused, root, monke
         ["--data", root, "--out", "new"] if words[0] == "train" and "--resume" not in words else []
     )
     assert re.search(expected, refused(2, *words, *given))
-
-
-def commands_that_write(root: Path, checkpoint: Path) -> list[list[object]]:
-    return [
-        ["record", "--episodes", 1, *TINY],
-        ["train", "--data", root, *TRAIN],
-        ["eval", checkpoint, "--episodes", 1],
-        ["quickstart"],
-    ]
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_a_file_in_the_way_is_told_before_the_work(refused, root, finished, number):
-    (root.parent / "file").touch()
-    words = commands_that_write(root, finished / "checkpoints" / "best.ckpt")[number]
-    for out in ("file", "file/below"):
-        message = refused(2, *words, "--out", root.parent / out)
-        assert "file: expected a folder to write into, got a file. Choose another --out" in message
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_a_read_only_folder_is_told_before_the_work(refused, root, finished, monkeypatch, number):
-    words = commands_that_write(root, finished / "checkpoints" / "best.ckpt")[number]
-    indexed(root)
-    monkeypatch.setattr("teamvla.files.os.access", lambda path, mode: False)
-    message = refused(2, *words, "--out", root.parent / "out" / "below")
-    assert f"{root.parent}: expected a folder to write into, got one that is read-only" in message
-
-
-# --- full disks ---------------------------------------------------------------------------
-
-
-class Disk:
-    """Lets ``room`` more files reach the disk."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.room: float = float("inf")
-        self._sync = os.fsync
-        monkeypatch.setattr(os, "fsync", self._fsync)
-
-    def _fsync(self, file: Any) -> None:
-        if (self.room - 1) < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.room -= 1
-        self._sync(file)
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    return Disk(monkeypatch)
-
-
-def test_a_full_disk_ends_a_recording_that_goes_on_later(tmp_path, capsys, disk):
-    record = ["record", "--episodes", "3", *TINY, "-q", "--out"]
-    assert run([*record, str(tmp_path / "whole")]) == 0
-    disk.room = 3  # an episode is synced, then its folder
-    assert run([*record, str(tmp_path / "parts"), "--json"]) == 3
-    message = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["message"]
-    assert re.match(r"\[E308\] .*s0-000001.npz: expected room on the disk", message)
-    assert [*state_of(tmp_path / "parts")] == ["lift/s0-000000.npz"]
-    disk.room = float("inf")
-    assert run([*record, str(tmp_path / "parts")]) == 0
-    assert state_of(tmp_path / "parts") == state_of(tmp_path / "whole")
-
-
-def test_a_full_disk_leaves_the_index_as_it_was(root, refused, disk):
-    whole = content(indexed(root))
-    write_episode(root, episode_id="three")
-    disk.room = 2
-    assert "no space left on the disk" in refused(3, "index", root)
-    assert content(Index.open(root / ".index")) == whole
-
-
-def test_a_full_disk_leaves_the_last_checkpoint(lift_root, tmp_path, capsys, disk):
-    options = ["--data", str(lift_root), "--out", str(tmp_path / "run"), "-q", *TRAIN]
-    disk.room = 2 + 4  # config.yaml, and the checkpoint of the first epoch
-    assert run(["train", *options]) == 3
-    assert "ckpt: no space left on the disk" in capsys.readouterr().err
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["best.ckpt", "epoch_0001.ckpt", "last.ckpt"]
-    disk.room = float("inf")
-    assert run(["train", "--resume", str(tmp_path / "run"), "-q"]) == 0

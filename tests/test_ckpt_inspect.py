@@ -80,7 +80,7 @@ def test_the_overview_tells_what_it_is_and_where_it_comes_from(checkpoint, capsy
         "units       rad, m, gripper 0_open_1_closed",
         "arms        a (6 joints), b (6 joints)",
         "cameras     rgb_a 64x64",
-        "dropout: 0.1",
+        "--section config prints model, seed, task",
     ):
         assert expected in lines
 

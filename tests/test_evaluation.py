@@ -78,7 +78,7 @@ def test_the_contact_sheet_runs_from_the_first_frame_to_the_last():
     from PIL import Image
 
     sheet = Image.open(io.BytesIO(contact_sheet([make_film(0, True, 6)], columns=3)))
-    row = [sheet.getpixel((4 + 36 * column + 16, 26 + 4 + 12))[0] for column in range(3)]
+    row = [sheet.getpixel((4 + 36 * column + 16, 40 + 4 + 12))[0] for column in range(3)]
     assert row[0] == 0
     assert row[2] == 200
     assert 0 < row[1] < 200

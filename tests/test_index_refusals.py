@@ -22,7 +22,7 @@ from teamvla.errors import ContractError, EpisodeError, InputError
 def test_contracts_are_not_mixed(tmp_path: Path) -> None:
     write_episode(tmp_path, "a")
     write_episode(tmp_path, "b", contract=make_contract(control_hz=50.0))
-    with pytest.raises(ContractError, match=r"b\.npz does not mean .*\n  control_hz: 20.0 != 50.0"):
+    with pytest.raises(ContractError, match=r"b\.npz do not mean .*\n  control_hz: 20.0 != 50.0"):
         build_index(tmp_path)
 
 

@@ -106,9 +106,16 @@ def _overview(header: Header, verified: bool, style: Style) -> Iterator[str]:
     yield from _titled("Parameters", _parameter_table(header, style), style)
     yield from _titled("Training state", tree(_part(header, "state"), style.width - 2), style)
     yield from _titled("Contract", _facts(_contract(header), style, ""), style)
-    yield from _titled("Configuration", tree(_part(header, "config"), style.width - 2), style)
+    yield from _titled("Configuration", _config_sections(header, style), style)
     others = f"--section NAME prints one in full: {', '.join(map(printable, header.meta))}"
     yield from ("", *(style.dim(line) for line in wrap(others, style.width)))
+
+
+def _config_sections(header: Header, style: Style) -> Iterator[str]:
+    """The names alone: the whole would push the facts above off the screen."""
+    if sections := _part(header, "config"):
+        said = f"--section config prints {', '.join(map(printable, sections))}"
+        yield from wrap(said, style.width - 2)
 
 
 def _titled(title: str, lines: Iterator[str], style: Style) -> Iterator[str]:

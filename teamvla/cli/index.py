@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Out, Roots, Set, load_project
+from teamvla.cli.options import Config, Roots, Set, load_project, out_option
 
 if TYPE_CHECKING:
     from teamvla.data.index import Index, IndexConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def index(
     roots: Roots,
-    out: Out = None,
+    out: Annotated[Path | None, out_option("ROOT/.index")] = None,
     val_fraction: Annotated[
         float | None,
         typer.Option("--val-fraction", metavar="SHARE", help="Episodes kept for validation."),

@@ -25,17 +25,24 @@ Set = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything random."),
+    typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything random; 0 by default."),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+    str | None,
+    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N; cpu by default."),
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", "-w", min=1, help="Worker processes; same results.")
+    int | None,
+    typer.Option("--workers", "-w", min=1, help="Worker processes; same results. 1 by default."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write.")]
 Roots = Annotated[list[Path], typer.Argument(metavar="ROOT...", help="Folders of episodes.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint file.")]
+
+
+def out_option(default: str) -> Any:
+    """``--out`` of a command that writes to ``default`` without it."""
+    help = f"Where to write; {default} by default."
+    return typer.Option("--out", "-o", metavar="DIR", help=help)
 
 
 def load_project(

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Out, Seed, Set, Workers, command_line, load_project
+from teamvla.cli.options import Config, Seed, Set, Workers, command_line, load_project, out_option
 from teamvla.files import check_folder
 from teamvla.interrupts import graceful_stop
 from teamvla.logs import PROGRESS
 
 
 def quickstart(
-    out: Out = None,
+    out: Annotated[Path | None, out_option("runs/quickstart")] = None,
     episodes: Annotated[
         int, typer.Option("--episodes", "-n", min=1, help="Demonstrations to record.")
     ] = 100,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Out, Seed, Set, Workers, command_line, load_project
+from teamvla.cli.options import Config, Seed, Set, Workers, command_line, load_project, out_option
 from teamvla.config import shipped_configs
 from teamvla.evaluation.statistics import show_rate, wilson_interval
 from teamvla.files import check_folder
@@ -24,9 +24,9 @@ def record(
         str | None, typer.Option("--task", "-t", help="What the arms do; lift by default.")
     ] = None,
     episodes: Annotated[
-        int, typer.Option("--episodes", "-n", min=1, help="Demonstrations to keep.")
+        int, typer.Option("--episodes", "-n", min=1, help="Demonstrations of this seed to have.")
     ] = 100,
-    out: Out = None,
+    out: Annotated[Path | None, out_option("data")] = None,
     seed: Seed = None,
     workers: Workers = None,
     config: Config = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Device, Out, Seed, Set, command_line, load_project
+from teamvla.cli.options import Config, Device, Seed, Set, command_line, load_project, out_option
 from teamvla.errors import ConfigError
 from teamvla.interrupts import graceful_stop
 
@@ -21,7 +21,7 @@ def train(
         list[str] | None,
         typer.Option("--data", metavar="ROOT", help="Folder of episodes; repeatable."),
     ] = None,
-    out: Out = None,
+    out: Annotated[Path | None, out_option("runs/TIME")] = None,
     config: Config = None,
     device: Device = None,
     seed: Seed = None,
@@ -70,7 +70,8 @@ def _refuse_others(*others: object) -> None:
     if any(other is not None and other != [] for other in others):
         raise ConfigError(
             "--resume", "to stand alone (only --device and --data may go with it)",
-            "other options", "A resumed run keeps its own configuration.",
+            "other options",
+            "A resumed run keeps its own configuration; a longer one starts with --init-from.",
         )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ def find_episodes(root: str | Path) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
-        raise InputError(str(root), "a folder of episodes", got)
+        mend = f"Record some with: teamvla record --out {root}."
+        raise InputError(str(root), "a folder of episodes", got, mend)
     found: list[Path] = []
     seen: set[str] = set()
     for folder, below, names in os.walk(root, onerror=_refuse, followlinks=True):

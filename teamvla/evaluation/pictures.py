@@ -11,11 +11,13 @@ import numpy as np
 
 from teamvla.evaluation.suites import OpenActor, Score, Suite
 from teamvla.files import publish
+from teamvla.logs import progress
 from teamvla.rollout import Tick, rollout, run_episodes
 from teamvla.sim import make_env
 
+_SHEET, _ANIMATION = "contact_sheet.png", "rollouts.webp"
 _GAP = 4
-_BAND = 26
+_BAND = 40
 _GREEN, _RED, _INK = (46, 139, 87), (200, 60, 60), (40, 44, 52)
 
 
@@ -78,17 +80,23 @@ def film(
     *,
     every: int = 4,
     workers: int = 1,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Film]:
     """Play episodes again and keep every ``every``-th frame of the overview camera."""
-    camera = _Camera(suite, open_actor, every)
-    return list(run_episodes(camera, indices, workers=min(workers, len(indices))))
+    camera, films = _Camera(suite, open_actor, every), []
+    workers = min(workers, len(indices))
+    with progress("pictures", len(indices), "episode") as bar:
+        for one in run_episodes(camera, indices, workers=workers, stop=stop):
+            films.append(one)
+            bar.advance()
+    return films
 
 
 def contact_sheet(films: Sequence[Film], columns: int = 6) -> bytes:
     """A PNG with one row per episode, time running to the right."""
     from PIL import Image, ImageDraw, ImageFont
 
-    font = ImageFont.load_default(_BAND - 6)
+    font = ImageFont.load_default(_BAND - 12)
     height, width = films[0].frames[0].shape[:2]
     size = (columns * (width + _GAP) + _GAP, len(films) * (height + _BAND + _GAP) + _GAP)
     sheet = Image.new("RGB", size, "white")
@@ -132,9 +140,15 @@ def animation(films: Sequence[Film], columns: int = 3, frame_ms: int = 120) -> b
     )  # fmt: skip
 
 
+def remove_pictures(folder: Path) -> None:
+    """Remove the pictures of an earlier evaluation: they would contradict its numbers."""
+    for name in (_SHEET, _ANIMATION):
+        (folder / name).unlink(missing_ok=True)
+
+
 def save_pictures(films: Sequence[Film], folder: Path) -> dict[str, str]:
     """Write ``contact_sheet.png`` and ``rollouts.webp``; their paths by name."""
-    pictures = {"contact_sheet.png": contact_sheet(films), "rollouts.webp": animation(films)}
+    pictures = {_SHEET: contact_sheet(films), _ANIMATION: animation(films)}
     for name, content in pictures.items():
         publish(folder / name, lambda file, content=content: file.write(content), replace=True)  # type: ignore[misc]
     return {name: str(folder / name) for name in pictures}

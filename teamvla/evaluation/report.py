@@ -73,7 +73,8 @@ def training_curves(metrics: Sequence[dict[str, Any]]) -> str:
 
     figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     FigureCanvasSVG(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    rollouts = [row for row in metrics if row["split"] == "rollout"]
+    left, *right = figure.subplots(1, 1 + bool(rollouts), squeeze=False)[0]
     for split, colour, label in (("train", "#2f6fb3", "training"), ("val", "#d9822b", "held out")):
         rows = [row for row in metrics if row["split"] == split]
         points = [(row["step"], row["loss"]) for row in rows]
@@ -84,8 +85,9 @@ def training_curves(metrics: Sequence[dict[str, Any]]) -> str:
     left.set(xlabel="step", ylabel="loss", yscale="log")
     if left.lines:
         left.legend(frameon=False)
-    _plot_rollouts(right, metrics)
-    for axes in (left, right):
+    for axes in right:
+        _plot_rollouts(axes, rollouts)
+    for axes in (left, *right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     buffer = io.StringIO()
@@ -94,8 +96,7 @@ def training_curves(metrics: Sequence[dict[str, Any]]) -> str:
     return text[text.index("<svg") :]
 
 
-def _plot_rollouts(axes: Any, metrics: Sequence[dict[str, Any]]) -> None:
-    rows = [row for row in metrics if row["split"] == "rollout"]
+def _plot_rollouts(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     steps, rates = [row["step"] for row in rows], [100 * row["success_rate"] for row in rows]
     axes.plot(steps, rates, color="#2e8b57", marker="o")
     axes.set(xlabel="step", ylabel="success in rollouts, %", ylim=(-4, 104))

@@ -114,7 +114,8 @@ def open_run(project: Project, folder: Path) -> Run:
     data = train_loader.dataset
     if config.rollout_every:
         simulated = make_env(project.section("task", TaskConfig)).contract
-        data.contract.require(simulated, "the data", "the simulator")
+        mend = "To train without rollouts: --set trainer.rollout_every=0."
+        data.contract.require(simulated, "the data", "the simulator", mend)
     policy = build_model(project, data.contract, data.statistics).to(device)
     learner = _build_learner(project, config, policy, device, len(train_loader))
     meta = {
