@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -43,10 +43,11 @@ def graceful_stop() -> Iterator[Stop]:
         if stop and number == signal.SIGINT:
             _insist(number, frame, before[number])
         stop.signal = signal.Signals(number)
-        _LOG.warning(
-            "%s received: finishing what must be safe (Ctrl-C again stops at once)",
-            stop.signal.name,
-        )
+        with suppress(RuntimeError):  # the signal came while this very stream was written to
+            _LOG.warning(
+                "%s received: finishing what must be safe (Ctrl-C again stops at once)",
+                stop.signal.name,
+            )
 
     with _handled(ask) as before:
         yield stop

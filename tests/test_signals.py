@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pkgutil
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import SMALL
+from fates import Worker
 from refusals import state_of
 from sample_steps import write_episode
 
@@ -33,7 +34,14 @@ from teamvla.train import bc_trainer
 
 TINY = ("--set", "task.camera.height=16", "--set", "task.camera.width=16")
 CODES = [(number, 128 + number) for number in SIGNALS]
-ROLLOUTS = ("trainer.rollout_every=1", "trainer.rollout_after=0", "trainer.rollout_episodes=2")
+ROLLOUTS = (
+    "trainer.rollout_every=1",
+    "trainer.rollout_after=0",
+    "trainer.rollout_episodes=2",
+    "task.max_steps=5",
+    "model.hidden_dim=32",
+    "model.num_blocks=1",
+)
 
 
 @pytest.fixture
@@ -42,9 +50,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def install(target: str, count: int, *numbers: signal.Signals) -> None:
         module, _, name = target.rpartition(".")
-        owner: Any = sys.modules.get(module) or getattr(
-            sys.modules[module.rpartition(".")[0]], module.rpartition(".")[2]
-        )
+        owner: Any = pkgutil.resolve_name(module)
         real, calls = getattr(owner, name), []
 
         def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -97,11 +103,11 @@ def test_a_second_interrupt_ends_a_recording_at_once(signal_at, tmp_path, capsys
     assert [*state_of(tmp_path)] == ["lift/s0-000000.npz"]
 
 
-@pytest.mark.parametrize(("number", "code"), CODES)
+@pytest.mark.parametrize(("number", "code"), CODES[1:])
 def test_a_signal_to_two_workers_and_their_parent(tmp_path, number, code):
     process = subprocess.Popen(
-        [sys.executable, "-m", "teamvla", "record", "--episodes", "60", "--workers", "2", *TINY]
-        + ["--out", str(tmp_path / "parts"), "--json"],
+        [sys.executable, "-m", "teamvla", "record", "--episodes", "200", "--workers", "2", *TINY,
+         "--out", str(tmp_path / "parts"), "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -116,33 +122,10 @@ def test_a_signal_to_two_workers_and_their_parent(tmp_path, number, code):
     assert (said["status"], said["recorded"]) == ("interrupted", len(names))
     assert all(name.endswith(".npz") for name in names)
     assert run(["validate", str(tmp_path / "parts"), "-q"]) == 0
-    assert "--episodes 60" in said["next"]
+    assert "--episodes 200" in said["next"]
 
 
 # --- worker processes ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A factory of workers to which bad things happen."""
-
-    fate: str
-
-    def __call__(self) -> Callable[[int], int]:
-        if self.fate == "signalled":
-            for number in SIGNALS:
-                os.kill(os.getpid(), number)
-        if self.fate == "refuses":
-            raise CheckpointError("a.ckpt", "another one", "this one")
-
-        def work(index: int) -> int:
-            if self.fate == "killed" and index == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.fate == "hangs" and index > 0:
-                threading.Event().wait()
-            return index
-
-        return work
 
 
 def test_signals_do_not_reach_workers_even_while_they_start():
@@ -164,27 +147,24 @@ def test_a_killed_worker_is_told():
 def test_whoever_leaves_early_leaves_no_worker_behind():
     episodes = run_episodes(Worker("hangs"), range(4), workers=2)
     assert next(episodes) == 0
-    children = multiprocessing.active_children()
-    assert len(children) >= 2
+    ends = [child.sentinel for child in multiprocessing.active_children()]
+    assert len(ends) >= 2
     episodes.close()
-    for child in children:
-        child.join(30)
-        assert not child.is_alive()
+    for end in ends:
+        assert wait([end], timeout=30)
 
 
 def test_workers_end_with_a_parent_that_is_killed():
     code = (
         "import os, signal\n"
         "from teamvla.rollout import run_episodes\n"
-        "from test_signals import Worker\n"
+        "from fates import Worker\n"
         "if __name__ == '__main__':\n"
         "    episodes = run_episodes(Worker('hangs'), range(4), workers=2)\n"
         "    next(episodes)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     here = Path(__file__).parent
-    path = here.parent / "unused"  # a worker imports the parent's main module by its file
-    del path
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=here, stdout=subprocess.PIPE, timeout=60, check=False,
         env={**os.environ, "PYTHONPATH": str(here)},
@@ -204,14 +184,10 @@ def test_an_interrupted_index_leaves_the_old_one(signal_at, tmp_path, capsys, nu
     write_episode(tmp_path, episode_id="two")
     signal_at("teamvla.data.index_build.pack", 1, number)
     stopped, said = ended(capsys, "index", tmp_path)
-    assert (stopped, said["status"], said["error"]["message"]) == (
-        code,
-        "interrupted",
-        "interrupted",
-    )
-    assert state_of(tmp_path).items() - before.items() == {
-        ("lift/two.npz", state_of(tmp_path)["lift/two.npz"])
-    }
+    assert (stopped, said["status"]) == (code, "interrupted")
+    after = state_of(tmp_path)
+    assert after.pop("lift/two.npz")
+    assert after == before
     assert run(["index", str(tmp_path), "-q"]) == 0
     assert Index.open(tmp_path / ".index").num_episodes == 2
 
@@ -288,9 +264,8 @@ def train_words(lift_root: Path, out: Path) -> list[object]:
 
 def assert_same_run(left: Path, right: Path) -> None:
     for name in ("last.ckpt", "best.ckpt"):
-        (one, ours), (other, theirs) = (
-            read_checkpoint(p / "checkpoints" / name) for p in (left, right)
-        )
+        one, ours = read_checkpoint(left / "checkpoints" / name)
+        other, theirs = read_checkpoint(right / "checkpoints" / name)
         assert ours.keys() == theirs.keys()
         for key, array in ours.items():
             assert np.array_equal(array, theirs[key]), key
@@ -300,7 +275,7 @@ def assert_same_run(left: Path, right: Path) -> None:
 
 MOMENTS = {
     "within an epoch": ("teamvla.train.trainer.Learner.step", 3, signal.SIGINT),
-    "in the last step of an epoch": ("teamvla.train.trainer.Learner.step", 4, signal.SIGTERM),
+    "in the last step of an epoch": ("teamvla.train.trainer.Learner.step", 7, signal.SIGTERM),
     "in the first rollouts": ("teamvla.evaluation.suites.rollout", 1, signal.SIGUSR1),
     "in the last rollouts": ("teamvla.evaluation.suites.rollout", 3, signal.SIGINT),
     "while a checkpoint is written": ("teamvla.files.os.replace", 1, signal.SIGTERM),
@@ -309,13 +284,12 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_training_goes_on_to_the_same_tensors(
-    signal_at, lift_root, whole, tmp_path, capsys, monkeypatch, moment
+    signal_at, lift_root, whole, tmp_path, capsys, moment
 ):
     target, count, number = MOMENTS[moment]
-    with monkeypatch.context():
-        signal_at(target, count, number)
-        code, said = ended(capsys, *train_words(lift_root, tmp_path / "r un"))
-        assert (code, said["status"], said["finished"]) == (128 + number, "interrupted", False)
+    signal_at(target, count, number)
+    code, said = ended(capsys, *train_words(lift_root, tmp_path / "r un"))
+    assert (code, said["status"], said["finished"]) == (128 + number, "interrupted", False)
     assert not [name for name in state_of(tmp_path) if name.endswith(".tmp")]
     assert go_on(said) == 0
     assert_same_run(tmp_path / "r un", whole)
@@ -359,11 +333,14 @@ STAGES = {
 }
 
 
-def test_a_quickstart_interrupted_in_every_stage_gets_there(signal_at, tmp_path, capsys):
+def test_a_quickstart_interrupted_in_every_stage_gets_there(
+    signal_at, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("teamvla.sim.env._OVERVIEW_SIZE", (24, 32))  # the film is slow
     settings = [*SMALL, "trainer.epochs=1", "task.max_steps=110"]
     settings += ["evaluation.baselines=1", "evaluation.pictures=1"]
     words = ["quickstart", "--out", str(tmp_path / "q s"), "--episodes", "2", "--workers", "1"]
-    words += ["--eval-episodes", "2", *(part for item in settings for part in ("--set", item))]
+    words += ["--eval-episodes", "1", *(part for item in settings for part in ("--set", item))]
     for stage, target in STAGES.items():
         signal_at(target, 1, signal.SIGINT)
         code, said = ended(capsys, *words)

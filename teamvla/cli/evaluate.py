@@ -43,7 +43,7 @@ def evaluate(
     from teamvla.models.device import resolve_device
     from teamvla.sim.tasks import TaskConfig
 
-    where = str(resolve_device(device or "cpu"))
+    where = str(resolve_device("cpu" if device is None else device))
     actor = PolicyFromCheckpoint(checkpoint, where, tuple(set_ or ()))
     project = actor.project()
     config = project.section("evaluation", EvaluationConfig)
