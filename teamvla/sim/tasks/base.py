@@ -29,6 +29,9 @@ def _in_order(span: tuple[float, float]) -> tuple[float, float]:
 #: What was drawn for one episode, by name; numbers only, so that a state can hold it.
 Variation = dict[str, NDArray[np.float64]]
 Span = Annotated[tuple[float, float], AfterValidator(_in_order)]
+_Positive = Annotated[float, Field(gt=0)]
+Factor = Annotated[tuple[_Positive, _Positive], AfterValidator(_in_order)]
+Phrasing = Annotated[str, Field(min_length=1)]
 
 
 class CameraConfig(Settings):
@@ -47,7 +50,7 @@ class TaskConfig(Settings):
     """What every task can be told; each task adds its own keys."""
 
     name: str = Field(default="lift", description="Which task.")
-    instructions: tuple[str, ...] = Field(
+    instructions: tuple[Phrasing, ...] = Field(
         default=("do the task",), min_length=1, description="Phrasings; one is drawn per episode."
     )
     max_steps: int = Field(

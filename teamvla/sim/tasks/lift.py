@@ -11,7 +11,7 @@ from pydantic import Field
 from teamvla.config.settings import Settings
 from teamvla.sim.experts import CLOSED, OPEN, Move, Target
 from teamvla.sim.scene import ARMS, SUN_POSITION, SUN_STRENGTH, Element, add, paint
-from teamvla.sim.tasks.base import Span, Task, TaskConfig, Variation
+from teamvla.sim.tasks.base import Factor, Phrasing, Span, Task, TaskConfig, Variation
 
 if TYPE_CHECKING:
     from teamvla.sim.world import FloatArray, World
@@ -43,7 +43,7 @@ class LiftReward(Settings):
 class LiftConfig(TaskConfig):
     """The lift task. Spans are the ends of a uniform distribution."""
 
-    instructions: tuple[str, ...] = Field(
+    instructions: tuple[Phrasing, ...] = Field(
         default=(
             "lift the tray with both arms",
             "raise the tray off the table together",
@@ -56,14 +56,14 @@ class LiftConfig(TaskConfig):
     tray_x: Span = Field(default=(0.36, 0.48), description="Forward position of the tray, m.")
     tray_y: Span = Field(default=(-0.06, 0.06), description="Sideways position of the tray, m.")
     tray_yaw: Span = Field(default=(-0.25, 0.25), description="Heading of the tray, rad.")
-    tray_mass: Span = Field(default=(0.8, 1.3), description="Factor on the tray's 0.35 kg.")
+    tray_mass: Factor = Field(default=(0.8, 1.3), description="Factor on the tray's 0.35 kg.")
     tray_colour: float = Field(
         default=0.08, ge=0, le=0.3, description="Greatest change of each channel."
     )
     light_shift: float = Field(
         default=0.25, ge=0, le=1, description="Greatest shift of the light, m."
     )
-    light_level: Span = Field(default=(0.9, 1.1), description="Factor on the light's strength.")
+    light_level: Factor = Field(default=(0.9, 1.1), description="Factor on the light's strength.")
     rise: float = Field(
         default=0.12, gt=0, description="Rise of the tray that counts as lifted, m."
     )
