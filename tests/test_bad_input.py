@@ -300,6 +300,9 @@ OPTIONS = {
     "success of nan": (["eval", "x.ckpt", "--min-success", "nan"], "'--min-success'"),
     "no checkpoint": (["eval", "x.ckpt"], "x.ckpt: expected a checkpoint file, got no such file"),
     "a folder for a checkpoint": (["ckpt-inspect", "."], "a checkpoint file, got a folder"),
+    "a tray without mass": (["record", "--set", "task.tray_mass=[0, 1]"], "greater than 0"),
+    "no words": (["record", "--set", "task.instructions=['']"], "at least 1 character"),
+    "threads without end": (["train", "--set", "trainer.threads=100000"], "or equal to 1024"),
     "half a setting": (["record", "--set", "task"], "KEY=VALUE"),
     "resume and more": (["train", "--resume", "run", "--seed", "3"], "--resume: expected to stand"),
     "resume of nothing": (["train", "--resume", "run"], "the folder of a run"),
@@ -315,3 +318,14 @@ def test_a_bad_option_is_refused_before_anything_is_written(refused, root, monke
         ["--data", root, "--out", "new"] if words[0] == "train" and "--resume" not in words else []
     )
     assert re.search(expected, refused(2, *words, *given))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 44 GB")]
+)
+def test_too_little_memory_is_no_internal_error(refused, monkeypatch, error):
+    def load(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("teamvla.cli.app.load", load)
+    assert refused(3, "index", "data").startswith("out of memory")

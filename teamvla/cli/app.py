@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +28,8 @@ from teamvla.errors import TeamVLAError
 from teamvla.interrupts import interruptible
 
 PROGRAM = "teamvla"
+#: how torch says it, for processors and for GPUs
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory")
 
 
 class Entry(NamedTuple):
@@ -152,6 +155,8 @@ def _explain(error: BaseException, console: Console) -> int:
         return 128 + 13  # what the shell reports of a program that SIGPIPE ends
     if isinstance(error, OSError):
         return _explain_system(error, console)
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        return console.fail(error, "out of memory: choose smaller settings or fewer workers.", 3)
     said = str(error).partition("\n")[0]
     hint = "" if console.verbose else "; run it again with -v for the traceback"
     return console.fail(error, f"internal error: {type(error).__name__}: {said}{hint}", 3)

@@ -17,7 +17,10 @@ def explain(
     error: ValidationError, model: type[Settings], source: Source, at: Address
 ) -> Iterator[str]:
     """One line per problem that pydantic found in the settings at address ``at``."""
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details:
+        if _follows_from_another(detail, details):
+            continue
         key, value = _marks(source, (*at, *detail["loc"]))
         kind = detail["type"]
         if kind == "extra_forbidden":
@@ -26,6 +29,13 @@ def explain(
             yield f"{key}: error: missing key '{_dotted(at, detail['loc'])}'"
         else:
             yield _wrong_value(value, detail, at)
+
+
+def _follows_from_another(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
+    """Whether a list is only too short because pydantic does not count its wrong items."""
+    at = detail["loc"]
+    inside = (len(o["loc"]) > len(at) and o["loc"][: len(at)] == at for o in details)
+    return detail["type"] == "too_short" and any(inside)
 
 
 def unknown_name(name: str, known: list[str]) -> str:

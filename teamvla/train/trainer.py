@@ -39,6 +39,7 @@ class TrainerConfig(Settings):
     threads: int | None = Field(
         default=None,
         gt=0,
+        le=1024,
         description="CPU threads; null: torch's choice.",
     )
     log_every: int = Field(default=20, gt=0, description="Steps between rows of metrics.jsonl.")
