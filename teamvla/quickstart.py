@@ -20,9 +20,15 @@ from typing import Any
 from teamvla.checkpoint import read_header, verify_digest
 from teamvla.config import Project
 from teamvla.config.differences import differences, listed
-from teamvla.data import IndexConfig, build_index, find_episodes, read_meta, validate_roots
+from teamvla.data import IndexConfig, build_index, validate_roots
 from teamvla.errors import EpisodeError, InputError
-from teamvla.evaluation.baselines import DoNothing, RandomActions, Replay, expert
+from teamvla.evaluation.baselines import (
+    DoNothing,
+    RandomActions,
+    Replay,
+    expert,
+    median_demonstration,
+)
 from teamvla.evaluation.pictures import choose, film, save_pictures
 from teamvla.evaluation.policies import PolicyFromCheckpoint
 from teamvla.evaluation.report import Report, write_report
@@ -189,6 +195,7 @@ class Quickstart:
         suite = Suite(self.task, self.seed)
         config = self.project.section("evaluation", EvaluationConfig)
         policy = PolicyFromCheckpoint(self.best)
+        tape = Replay(median_demonstration(self.data))
         plan: dict[str, tuple[OpenActor, int]] = {
             "trained policy": (policy, self.eval_episodes),
             "scripted expert": (expert, config.baselines),
@@ -198,7 +205,7 @@ class Quickstart:
             ),
             "doing nothing": (DoNothing, config.baselines),
             "random actions": (RandomActions, config.baselines),
-            "a median demonstration replayed": (Replay(self._median()), config.baselines),
+            "a median demonstration replayed": (tape, config.baselines),
         }
         scores = {
             name: evaluate(
@@ -219,12 +226,6 @@ class Quickstart:
             "pictures": pictures,
             "scores": {name: score.to_dict() for name, score in scores.items()},
         }
-
-    def _median(self) -> Path:
-        """The demonstration of median length."""
-        episodes = find_episodes(self.data)
-        episodes.sort(key=lambda path: (read_meta(path)["num_steps"], path))
-        return episodes[len(episodes) // 2]
 
     def _inspect(self) -> Facts:
         header = verify_digest(self.best)

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from teamvla import seeds
-from teamvla.data import read_episode
+from teamvla.data import find_episodes, read_episode, read_meta
 from teamvla.rollout import Actor, Observation
 from teamvla.sim import TwoArmEnv
 
@@ -56,6 +56,12 @@ class RandomActions:
             self._rng = seeds.generator(0, seeds.Domain.POLICY, first)
         action = self._rng.uniform(self._low, self._high).astype(np.float32)
         return np.split(action, 2)
+
+
+def median_demonstration(root: Path) -> Path:
+    """The episode of median length below ``root``, a fair one to replay."""
+    episodes = sorted(find_episodes(root), key=lambda path: (read_meta(path)["num_steps"], path))
+    return episodes[len(episodes) // 2]
 
 
 @dataclass(frozen=True)
