@@ -28,6 +28,8 @@ from teamvla.rollout import Observation, Outcome, Tick, rollout, run_episodes
 from teamvla.sim import make_env
 from teamvla.sim.tasks import TaskConfig
 
+_SYNC_EVERY = 100  # a third of a second of simulation, which can be made again
+
 
 class NoiseConfig(Settings):
     """Ornstein-Uhlenbeck noise on executed joint targets, faded out where the arms hold still."""
@@ -131,75 +133,66 @@ class Recorder:
         joints[env.contract.grippers] = False
 
         def run(index: int) -> Recorded:
-            take = _Take()
             rng = seeds.generator(self.seed, seeds.Domain.NOISE, index)
             noise = ActionNoise(self.config.noise, rng, joints)
-            outcome = rollout(
-                env,
-                expert,
-                seeds.reset_seed(self.seed, seeds.Domain.RECORD, index),
-                perturb=noise if self.config.noise.sigma else None,
-                on_reset=lambda first: take.begin(first, env.get_state()),
-                on_tick=lambda tick: take.add(tick, expert.phase, env.contract.control_hz),
-            )
-            if not (outcome.success or self.config.keep_failures):
-                return Recorded(index, outcome, None)
-            meta = {**self._meta(index, take, outcome), "contract": env.contract.to_dict()}
-            meta["contract_digest"] = env.contract.digest
-            return Recorded(index, outcome, self._write(meta, take.steps, outcome))
+            # What a killed run left of this very episode is recorded again, to the same bytes.
+            with EpisodeWriter(
+                self.out,
+                compression=self.config.compression,
+                leftover="discard",
+                sync_every=_SYNC_EVERY,
+            ) as writer:
+                outcome = rollout(
+                    env,
+                    expert,
+                    seeds.reset_seed(self.seed, seeds.Domain.RECORD, index),
+                    perturb=noise if self.config.noise.sigma else None,
+                    on_reset=lambda first: self._start(writer, index, first, env),
+                    on_tick=lambda tick: writer.add_step(
+                        _step(tick, expert.phase, env.contract.control_hz)
+                    ),
+                )
+                return Recorded(index, outcome, self._end(writer, outcome))
 
         return run
 
-    def _meta(self, index: int, take: _Take, outcome: Outcome) -> dict[str, Any]:
-        return {
-            "task": self.task.name,
-            "episode_id": self.episode_id(index),
-            "instruction": take.instruction,
-            "success": outcome.success,
-            "reward": outcome.reward,
-            "seed": self.seed,
-            "index": index,
-            "expert": "scripted",
-            "noise": self.config.noise.model_dump(mode="json"),
-            "recipe": self.recipe,
-            "reset_state": take.reset_state,
-            "software": software(),
-        }
-
-    def _write(self, meta: dict[str, Any], steps: list[dict[str, Any]], outcome: Outcome) -> Path:
-        with EpisodeWriter(self.out, compression=self.config.compression) as writer:
-            writer.start_episode(meta)
-            for step in steps:
-                writer.add_step(step)
-            return writer.end_episode(success=outcome.success)
-
-
-@dataclass
-class _Take:
-    """The steps of the attempt under way."""
-
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    instruction: str = ""
-    reset_state: dict[str, Any] = field(default_factory=dict)
-
-    def begin(self, first: Observation, state: dict[str, np.ndarray]) -> None:
-        self.instruction = str(first["instruction"])
-        self.reset_state = {key: np.asarray(value).tolist() for key, value in state.items()}
-
-    def add(self, tick: Tick, phase: str, control_hz: float) -> None:
-        arm_a, arm_b = tick.action
-        self.steps.append(
+    def _start(self, writer: EpisodeWriter, index: int, first: Observation, env: Any) -> None:
+        writer.start_episode(
             {
-                **tick.observation,
-                "action_a": arm_a[:-1],
-                "action_b": arm_b[:-1],
-                "grip_a": arm_a[-1],
-                "grip_b": arm_b[-1],
-                "success": tick.success,
-                "phase": phase,
-                "timestamp": tick.index / control_hz,
+                "task": self.task.name,
+                "episode_id": self.episode_id(index),
+                "instruction": str(first["instruction"]),
+                "seed": self.seed,
+                "index": index,
+                "expert": "scripted",
+                "noise": self.config.noise.model_dump(mode="json"),
+                "recipe": self.recipe,
+                "reset_state": {k: np.asarray(v).tolist() for k, v in env.get_state().items()},
+                "software": software(),
+                "contract": env.contract.to_dict(),
+                "contract_digest": env.contract.digest,
             }
         )
+
+    def _end(self, writer: EpisodeWriter, outcome: Outcome) -> Path | None:
+        if outcome.success or self.config.keep_failures:
+            return writer.end_episode(outcome.success, {"reward": outcome.reward})
+        writer.abort()
+        return None
+
+
+def _step(tick: Tick, phase: str, control_hz: float) -> dict[str, Any]:
+    arm_a, arm_b = tick.action
+    return {
+        **tick.observation,
+        "action_a": arm_a[:-1],
+        "action_b": arm_b[:-1],
+        "grip_a": arm_a[-1],
+        "grip_b": arm_b[-1],
+        "success": tick.success,
+        "phase": phase,
+        "timestamp": tick.index / control_hz,
+    }
 
 
 def software() -> dict[str, str]:

@@ -194,9 +194,12 @@ def indexed(root: Path, *arguments: str) -> Index:
 
 
 def content(index: Index) -> list[Any]:
-    cache = index.cache
-    arrays = (cache.images, cache.state, cache.actions, cache.language)
-    return [index.digest, index.statistics, *(array.tobytes() for array in arrays)]
+    cache, table = index.cache, index.episodes
+    arrays = [cache.take(name, table["first_row"]) for name in ("images", "state")]
+    arrays.append(cache.chunks(table["first_action"], index.config.max_chunk))
+    numbers = cache.take("language", table["first_row"]).tolist()
+    texts = [cache.instructions[number] for number in numbers]
+    return [index.digest, index.statistics, texts, *(array.tobytes() for array in arrays)]
 
 
 def replace_one(root: Path) -> None:
@@ -230,7 +233,7 @@ DAMAGES = {
 }
 SMALL_FILES = (
     "manifest/path.npy", "manifest/num_steps.npy", "manifest/digest.npy", "manifest/size.npy",
-    "manifest/split.npy", "cache/instructions.json", "statistics.json", "../summary.json",
+    "manifest/split.npy", "../shard-0001/instructions.npy", "statistics.json", "../summary.json",
 )  # fmt: skip
 
 
@@ -250,17 +253,18 @@ def test_a_damaged_index_is_built_anew(root, capsys, kind):
 def test_cached_arrays_of_another_length_are_not_used(root):
     index = indexed(root)
     whole = content(index)
-    state = np.load(index.folder / index.summary["build"] / "cache" / "state.npy")
-    np.save(index.folder / index.summary["build"] / "cache" / "state.npy", state[:-1])
+    path = index.folder / "shard-0001" / "state.npy"
+    np.save(path, np.load(path)[:-1])
     assert content(indexed(root)) == whole
 
 
-def test_instruction_numbers_that_lead_nowhere_are_told(refused, root):
+def test_damaged_steps_are_not_copied_into_a_new_shard(refused, root):
     index = indexed(root)
-    path = index.folder / index.summary["build"] / "cache" / "language.npy"
-    np.save(path, np.load(path) + 7)
-    write_episode(root, episode_id="three")
-    assert "teamvla index --rebuild" in refused(2, "index", root)
+    path = index.folder / "shard-0001" / "language.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    said = refused(2, "index", root, "--set", "index.max_chunk=7")
+    assert "language of shard-0001 damaged" in said
+    assert "teamvla index --rebuild" in said
     assert len(content(indexed(root, "--rebuild"))) == 6
 
 

@@ -115,7 +115,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def test_a_full_disk_ends_a_recording_that_goes_on_later(tmp_path, capsys, disk):
     record = ["record", "--episodes", "3", *TINY, "-q", "--out"]
     assert run([*record, str(tmp_path / "whole")]) == 0
-    disk.room = 2  # an episode is synced, then its folder
+    disk.room = 5  # a journal, its folder, the journal at step 100, the episode, its folder
     assert run([*record, str(tmp_path / "parts"), "--json"]) == 3
     message = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["message"]
     assert re.match(r"\[E308\] .*s0-000001.npz: expected room on the disk", message)
@@ -162,13 +162,33 @@ def with_meta(**values: Any) -> Callable[..., Parts]:
     return lambda meta, arrays: ({**meta, **values}, arrays)
 
 
-def faster(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Parts:
-    return {**meta, "contract": {**meta["contract"], "control_hz": 50.0}}, arrays
+def with_contract(**values: Any) -> Callable[..., Parts]:
+    return lambda meta, arrays: ({**meta, "contract": {**meta["contract"], **values}}, arrays)
+
+
+def without_links(meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> Parts:
+    arms = [
+        {"name": arm["name"], "joints": [link["joint"] for link in arm["links"]]}
+        for arm in meta["contract"]["arms"]
+    ]
+    return with_contract(arms=arms)(meta, arrays)
 
 
 #: what is done to a checkpoint -> what `eval` and `train --init-from` say; None: they go on
 CHECKPOINTS: dict[str, tuple[Callable[..., Parts], str | None, str | None]] = {
-    "another contract": (faster, "control_hz: 50.0 != 20.0", "control_hz: 20.0 != 50.0"),
+    "another contract": (
+        with_contract(control_hz=50.0), "control_hz: 50.0 != 20.0", "control_hz: 20.0 != 50.0",
+    ),
+    "other actions": (
+        with_contract(action="delta_joint_position"),
+        "action: 'delta_joint_position' != 'absolute_joint_position'",
+        "action: 'absolute_joint_position' != 'delta_joint_position'",
+    ),
+    "arms without links": (
+        without_links,
+        "arms[0].joints: 6 entries != None\n  arms[0].links: 0 entries != 6 entries",
+        "arms[0].joints: None != 6 entries\n  arms[0].links: 6 entries != 0 entries",
+    ),
     "no probe": (without("probe."), None, None),
     "no average": (without("ema.", "probe."), None, None),
     "no weights": (without("ema.", "model."), "holds other tensors", "holds other tensors"),
@@ -178,7 +198,7 @@ CHECKPOINTS: dict[str, tuple[Callable[..., Parts], str | None, str | None]] = {
     "foreign model": (with_meta(config={"model": {"type": "x"}}), "model 'x'", "model 'x'"),
     "foreign section": (with_meta(config={"modell": {}}), "unknown key 'modell'", "unknown key"),
     "foreign statistics": (with_meta(statistics={}), "statistics of its contract", "statistics"),
-}
+}  # fmt: skip
 
 
 def altered(finished: Path, path: Path, kind: str) -> Path:
@@ -251,6 +271,8 @@ RESUMES = {
     "no probe": None,
     "foreign section": "config.yaml is not what the run was started with",
     "another contract": "control_hz: 20.0 != 50.0",
+    "other actions": "action: 'absolute_joint_position' != 'delta_joint_position'",
+    "arms without links": "arms[1].links: 6 entries != 0 entries",
 }
 
 

@@ -28,7 +28,7 @@ META = {
         "angle_unit": "rad",
         "length_unit": "m",
         "gripper": "0_open_1_closed",
-        "arms": [{"name": "a", "links": [{}] * 6}, {"name": "b", "links": [{}] * 6}],
+        "arms": [{"name": "a", "links": [{}] * 6}, {"name": "b", "joints": ["x"] * 7}],
         "cameras": [{"field": "rgb_a", "height": 64, "width": 64}],
     },
     "state": {"epoch": 12, "step": 34000, "best_success": 0.97},
@@ -78,7 +78,7 @@ def test_the_overview_tells_what_it_is_and_where_it_comes_from(checkpoint, capsy
         "embodiment  two_arm, 20 Hz",
         "action      absolute_joint_position, from_this_observation",
         "units       rad, m, gripper 0_open_1_closed",
-        "arms        a (6 joints), b (6 joints)",
+        "arms        a (6 joints), b (7 joints)",
         "cameras     rgb_a 64x64",
         "--section config prints model, seed, task",
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from teamvla.data import (
     read_episode,
 )
 from teamvla.data.samplers import EpochBatchSampler
+from teamvla.data.views import DiskReads
 from teamvla.errors import CheckpointError, ConfigError, InputError
 
 COUNT = 12
@@ -126,6 +128,128 @@ def test_writing_into_a_batch_does_not_reach_the_cache(root: Path) -> None:
     batch["actions"][:] = 0
     batch["observations"]["image"][:] = 0
     np.testing.assert_array_equal(dataset[0]["actions"], before)
+
+
+# --- history ----------------------------------------------------------------------------
+
+
+@given(history=st.integers(2, 6), seed=st.integers(0, 1000), size=st.integers(1, 30))
+def test_a_history_has_the_steps_before_and_repeats_the_first(
+    root: Path, episodes: list[Episode], history: int, seed: int, size: int
+) -> None:
+    dataset = open_dataset(root, n_obs_steps=history)
+    starts = [(e, t) for e, episode in enumerate(episodes) for t in range(episode.num_steps)]
+    samples = [naive_samples(episode, 4) for episode in episodes]
+    rows = np.random.default_rng(seed).integers(0, len(dataset), size)
+    batch = dataset.__getitems__(rows)
+    assert batch["observations"]["image"].shape == (size, history, 2, 3, 8, 10)
+    for place, row in enumerate(rows):
+        episode, step = starts[row]
+        for at in range(history):
+            then = step - (history - 1 - at)
+            expected = samples[episode][max(then, 0)]
+            for name in ("image", "state"):
+                read = batch["observations"][name][place, at]
+                np.testing.assert_array_equal(read, expected[name], err_msg=name)
+            assert batch["observation_is_pad"][place, at] == (then < 0)
+        np.testing.assert_array_equal(batch["actions"][place], samples[episode][step]["actions"])
+
+
+def test_without_history_there_is_no_time_axis_and_no_mask(root: Path) -> None:
+    sample = open_dataset(root, n_obs_steps=1)[0]
+    assert sample["observations"]["state"].shape == (14,)
+    assert "observation_is_pad" not in sample
+
+
+# --- a part of the fields ---------------------------------------------------------------
+
+
+def forbid_pictures(dataset: MultiTaskDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = dataset.index.cache.take
+
+    def take(name: str, rows: np.ndarray) -> np.ndarray:
+        assert name != "images", "pictures are read"
+        return read(name, rows)
+
+    monkeypatch.setattr(dataset.index.cache, "take", take)
+
+
+def test_a_batch_carries_the_chosen_fields_and_no_picture_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(root, fields=["state", "actions"])
+    forbid_pictures(dataset, monkeypatch)
+    batch, whole = dataset.__getitems__([5, 9]), open_dataset(root).__getitems__([5, 9])
+    assert set(batch) == {"observations", "actions", "action_is_pad", "index", "epoch"}
+    assert set(batch["observations"]) == {"state"}
+    np.testing.assert_array_equal(batch["actions"], whole["actions"])
+    np.testing.assert_array_equal(batch["action_is_pad"], whole["action_is_pad"])
+
+
+@pytest.mark.parametrize("name", ["image", "state", "actions", "language"])
+def test_a_view_of_a_field_has_the_values_of_the_samples(root: Path, name: str) -> None:
+    dataset = open_dataset(root, n_obs_steps=2)
+    view, batch = dataset.field(name), dataset.__getitems__(range(len(dataset)))
+    expected = {**batch, **batch["observations"]}[name]
+    assert len(view) == len(dataset)
+    np.testing.assert_array_equal(np.asarray(view), expected)
+    np.testing.assert_array_equal(view[7:30:5], expected[7:30:5])
+    np.testing.assert_array_equal(view[[3, -1]], [expected[3], expected[-1]])
+    np.testing.assert_array_equal(view[-2], expected[-2])
+    with pytest.raises(IndexError):
+        view[len(dataset)]
+
+
+def test_looking_at_the_states_reads_no_picture(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(root)
+    forbid_pictures(dataset, monkeypatch)
+    assert np.asarray(dataset.field("state"), np.float64).shape == (len(dataset), 14)
+    with pytest.raises(AssertionError, match="pictures are read"):
+        dataset.field("image")[0]
+
+
+def test_an_unknown_field_gets_a_suggestion(root: Path) -> None:
+    with pytest.raises(InputError, match="Did you mean 'state'"):
+        open_dataset(root).field("states")
+
+
+@pytest.mark.parametrize("fields", [[], ["state", "state"], ["depth"]])
+def test_fields_that_cannot_be_read_are_refused(fields: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.fields"):
+        DatasetConfig.parse({"fields": fields})
+
+
+# --- reading ahead ----------------------------------------------------------------------
+
+
+def test_cold_rows_of_the_next_batch_are_asked_for_before_this_one_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(root, n_obs_steps=2)
+    asked: list[list[int]] = []
+    monkeypatch.setattr(
+        dataset.index.cache, "prefetch", lambda rows: asked.append(np.unique(rows).tolist())
+    )
+    monkeypatch.setattr(dataset._disk, "noticed", iter([True, False, True]).__next__)
+    batches = list(EpochBatchSampler(12, 4, shuffle=False, drop_last=False))
+    for rows in batches:
+        dataset.__getitems__(rows)
+    assert batches[0].following == list(batches[1])
+    assert batches[-1].following == []
+    # The first episode has three steps: sample 4 is its successor's second, with 3 before it.
+    assert dataset._num_steps[0] == 3
+    assert asked == [[3, 4, 5, 6, 7]]
+
+
+def test_reads_from_the_disk_are_noticed_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    blocks = iter([100, 100, 108, 116, 116])
+    usage = lambda who: SimpleNamespace(ru_inblock=next(blocks))  # noqa: E731
+    monkeypatch.setattr(resource, "getrusage", usage)
+    reads = DiskReads()
+    assert [reads.noticed() for _ in range(5)] == [True, False, True, True, False]
 
 
 # --- the choice -------------------------------------------------------------------------

@@ -25,12 +25,13 @@ from teamvla.config.project import SECTIONS
 from teamvla.config.session import SessionConfig
 from teamvla.data import OPTIONAL_FIELDS, STEP_SPECS, find_episodes, read_meta
 from teamvla.data.codes import CODES
-from teamvla.data.transforms import TransformConfig
+from teamvla.data.transforms import TRANSFORMS
 from teamvla.registry import import_object
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "README.md"
 FORMATS, CODES_PAGE, PYTHON = (ROOT / "docs" / f"{n}.md" for n in ("formats", "codes", "python"))
+ROBOT = ROOT / "docs" / "your_robot.md"
 DOCS = [ROOT / "README.md", CONFIGS, *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -94,8 +95,10 @@ def class_of(heading: str) -> type[Settings]:
     section, _, variant = heading.partition(" (")
     if section == "top level":
         return SessionConfig
-    base: Any = import_object(SECTIONS[section]) if section in SECTIONS else TransformConfig
     variant = variant.rstrip(")")
+    if section == "dataset.transforms":
+        return TRANSFORMS[variant]
+    base: Any = import_object(SECTIONS[section])
     return base.choose({"name": variant, "type": variant} if variant else {})
 
 
@@ -143,7 +146,7 @@ def test_every_section_and_every_choice_of_its_keys_has_a_table():
     from teamvla.sim import TASKS
 
     chosen = {"task": shipped(TASKS), "model": shipped(MODELS)}
-    expected = {"top level", f"dataset.transforms ({TransformConfig().type})"}
+    expected = {"top level", *(f"dataset.transforms ({name})" for name in TRANSFORMS)}
     for section in SECTIONS:
         variants = chosen.get(section, [])
         expected |= {f"{section} ({name})" for name in variants} if variants else {section}
@@ -341,7 +344,7 @@ def test_the_fields_of_a_step_are_those_of_the_schema():
 
 def test_the_metadata_keys_are_those_of_a_recorded_episode(lift_root):
     listed = {name_in(row[0]) for row in tables(FORMATS)["Metadata"]}
-    assert listed == {*read_meta(find_episodes(lift_root)[0]), "json_fields"}
+    assert listed == {*read_meta(find_episodes(lift_root)[0]), "json_fields", "ragged_fields"}
 
 
 def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint(small_project, tmp_path):
@@ -360,7 +363,7 @@ def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint(small_pro
 # Code.
 
 
-@pytest.mark.parametrize("page", [PYTHON, FORMATS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [PYTHON, FORMATS, ROBOT], ids=lambda page: page.name)
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     monkeypatch.chdir(tmp_path)

@@ -41,7 +41,7 @@ def test_the_example_of_the_specification(tmp_path: Path) -> None:
 def test_steps_come_back_as_they_were(tmp_path: Path, compression: Any) -> None:
     extras = {
         "phase": "reach", "timestamp": 0.1, "depth_a": np.full((2, 2), np.inf, np.float32),
-        "points": np.arange(6.0).reshape(2, 3), "count": 3, "flag": False, "ratio": float("inf"),
+        "cells": np.arange(6.0).reshape(2, 3), "count": 3, "flag": False, "ratio": float("inf"),
         "note": {"a": [1, None, "ü"]}, "label": "", "raw": np.array([b"ab"]),
     }  # fmt: skip
     steps = [make_step(index, **extras) for index in range(3)]
@@ -192,10 +192,11 @@ def test_an_existing_episode_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_an_episode_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    writers = [EpisodeWriter(tmp_path), EpisodeWriter(tmp_path)]
-    for writer in writers:
+    # Without journals nothing keeps the two apart before they publish.
+    writers = [EpisodeWriter(tmp_path, journal=False) for _ in range(2)]
+    for number, writer in enumerate(writers):
         writer.start_episode({"task": "lift", "episode_id": "one"})
-        writer.add_step(make_step())
+        writer.add_step(make_step(number))
     content = writers[0].end_episode().read_bytes()
     assert code_of(writers[1].end_episode) == "E307"
     assert files(tmp_path) == ["lift/one.npz"]

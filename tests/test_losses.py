@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from teamvla.contract import Arm, Contract, Link
+from teamvla.errors import ContractError
 from teamvla.models.kinematics import ArmChains, link_gaps, segment_distance
 from teamvla.models.losses import (
     ImitationLoss,
@@ -16,6 +18,7 @@ from teamvla.models.losses import (
     collision_penalty,
     gripper_bce,
     huber_loss,
+    require_geometry,
     sync_loss,
 )
 from teamvla.sim.scene import HOME, two_arm_contract
@@ -243,3 +246,50 @@ def test_geometry_looks_at_the_last_row_of_a_chunk():
     before = criterion(**inputs)["collision"]
     inputs["predicted"][:, -1] += 0.5
     assert criterion(**inputs)["collision"] != before
+
+
+def bare(**changes: Any) -> Contract:
+    """Two arms of six joints whose geometry is not known."""
+    arms = tuple(Arm(name=arm.name, joints=arm.joint_names[:6]) for arm in CONTRACT.arms)
+    return Contract(**{"arms": arms, "cameras": (), **changes})
+
+
+DELTAS = Contract(**{**dict(CONTRACT), "action": "delta_joint_position"})
+
+
+@pytest.mark.parametrize("config", [LossConfig(), LossConfig(sync=0), LossConfig(collision=0)])
+@pytest.mark.parametrize(
+    ("contract", "said"),
+    [
+        (bare(), "arm a: expected links, for the losses sync and collision, got the names of 6"),
+        (DELTAS, "action: expected absolute_joint_position, for the losses sync and collision"),
+    ],
+)
+def test_what_needs_geometry_says_so(contract: Contract, said: str, config: LossConfig):
+    criterion = ImitationLoss(config, contract)  # a policy that only acts has one, too
+    for asks in (lambda: require_geometry(config, contract), lambda: criterion(**loss_inputs())):
+        with pytest.raises(ContractError, match=said) as caught:
+            asks()
+        assert "--set loss.sync=0 --set loss.collision=0" in str(caught.value)
+
+
+@pytest.mark.parametrize("contract", [bare(), DELTAS])
+def test_without_geometry_the_other_losses_are_the_same(contract: Contract):
+    config = LossConfig(sync=0, collision=0)
+    require_geometry(config, contract)
+    parts = ImitationLoss(config, contract)(**loss_inputs())
+    assert parts == ImitationLoss(config, CONTRACT)(**loss_inputs())
+
+
+def test_one_arm_needs_no_geometry():
+    alone = bare(embodiment="single_arm", arms=bare().arms[:1])
+    require_geometry(LossConfig(), alone)
+    half = {name: value[..., :7] for name, value in loss_inputs().items() if name != "is_pad"}
+    half["logits"] = half["logits"][..., :1]
+    parts = ImitationLoss(LossConfig(), alone)(**half, is_pad=loss_inputs()["is_pad"])
+    assert set(parts) == {"loss", "action", "gripper"}
+
+
+def test_chains_need_links():
+    with pytest.raises(ContractError, match="arm a: expected links, for forward kinematics"):
+        ArmChains(bare())

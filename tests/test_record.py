@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from teamvla import seeds
 from teamvla.config import Project
-from teamvla.data import read_episode
+from teamvla.data import EpisodeWriter, read_episode
+from teamvla.data.journal import Journal, journal_path
 from teamvla.errors import InputError, SimulationError
 from teamvla.record import ActionNoise, NoiseConfig, RecordConfig, Recorder, record
 from teamvla.sim.tasks import TaskConfig
@@ -59,6 +60,39 @@ def test_an_interrupted_recording_goes_on_to_the_same_set(tmp_path):
     second = record(part, 3)
     assert sum(one.existed for one in second.kept) == 1
     assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+
+
+def test_what_a_killed_recording_left_is_recorded_again(tmp_path):
+    record(recorder(tmp_path / "whole"), 2)
+    again = recorder(tmp_path / "killed")
+    path = journal_path(again.path(1))
+    path.parent.mkdir(parents=True)
+    left = Journal.create(path)
+    left.start({"task": "lift", "episode_id": again.episode_id(1)}, "fast")
+    left.release()
+    record(again, 2)
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+    assert not path.exists()
+
+
+def test_an_attempt_that_is_not_kept_leaves_nothing(tmp_path):
+    with pytest.raises(SimulationError):
+        record(recorder(tmp_path, "task.max_steps=3"), 1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_steps_stand_in_the_journal_while_they_are_recorded(tmp_path, monkeypatch):
+    sizes = []
+    real = EpisodeWriter.add_step
+
+    def watched(self, step):
+        real(self, step)
+        sizes.append(sum(path.stat().st_size for path in tmp_path.rglob(".*.part")))
+
+    monkeypatch.setattr(EpisodeWriter, "add_step", watched)
+    record(recorder(tmp_path), 1)
+    assert sizes[0] > 0
+    assert sizes == sorted(set(sizes))
 
 
 def test_episodes_of_other_settings_are_not_continued(tmp_path):

@@ -100,7 +100,9 @@ def test_a_second_interrupt_ends_a_recording_at_once(signal_at, tmp_path, capsys
     signal_at("teamvla.files.os.link", 2, signal.SIGINT, signal.SIGINT)
     code, said = ended(capsys, "record", "--episodes", 3, *TINY, "--out", tmp_path)
     assert (code, said["error"]["message"]) == (130, "interrupted")
-    assert [*state_of(tmp_path)] == ["lift/s0-000000.npz"]
+    assert [*state_of(tmp_path)] == ["lift/.s0-000001.part", "lift/s0-000000.npz"]
+    assert run(["repair", str(tmp_path), "--apply", "-q"]) == 0
+    assert [*state_of(tmp_path)] == ["lift/s0-000000.npz", "lift/s0-000001.npz"]
 
 
 @pytest.mark.parametrize(("number", "code"), CODES[1:])
@@ -182,7 +184,7 @@ def test_an_interrupted_index_leaves_the_old_one(signal_at, tmp_path, capsys, nu
     assert run(["index", str(tmp_path), "-q"]) == 0
     before = state_of(tmp_path)
     write_episode(tmp_path, episode_id="two")
-    signal_at("teamvla.data.index_build.pack", 1, number)
+    signal_at("teamvla.data.index_read.pack", 1, number)
     stopped, said = ended(capsys, "index", tmp_path)
     assert (stopped, said["status"]) == (code, "interrupted")
     after = state_of(tmp_path)
@@ -194,7 +196,7 @@ def test_an_interrupted_index_leaves_the_old_one(signal_at, tmp_path, capsys, nu
 
 def test_an_interrupted_validation(signal_at, tmp_path, capsys):
     write_episode(tmp_path)
-    signal_at("teamvla.data.validation.validate_file", 1, signal.SIGINT)
+    signal_at("teamvla.data.validation.run._read", 1, signal.SIGINT)
     assert ended(capsys, "validate", tmp_path, "--workers", 1)[0] == 130
 
 

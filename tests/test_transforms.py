@@ -5,10 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teamvla.data.transforms import RandomShift, RandomShiftConfig, shift_pictures
+from teamvla.data import DatasetConfig
+from teamvla.data.transforms import (
+    TRANSFORMS,
+    Color,
+    ColorConfig,
+    Mirror,
+    RandomShift,
+    RandomShiftConfig,
+    shift_pictures,
+)
+from teamvla.data.transforms.color import color_pictures
+from teamvla.errors import ConfigError
+from teamvla.sim.scene import two_arm_contract
 
 
 def make_batch(index: list[int], epoch: int = 0, cameras: int = 2) -> dict[str, Any]:
@@ -47,11 +60,11 @@ def test_a_sample_is_shifted_alike_in_every_batch() -> None:
 
 def test_seed_epoch_sample_camera_and_axis_each_matter() -> None:
     index, epoch = np.arange(200), np.zeros(200, np.int64)
-    base = RandomShift(4, seed=0).shifts(index, epoch, 2)
+    base = RandomShift(4, seed=0).shifts({"index": index, "epoch": epoch}, 2)
     others = (
-        RandomShift(4, seed=1).shifts(index, epoch, 2),
-        RandomShift(4, seed=0).shifts(index, epoch + 1, 2),
-        RandomShift(4, seed=0).shifts(index + 1, epoch, 2),
+        RandomShift(4, seed=1).shifts({"index": index, "epoch": epoch}, 2),
+        RandomShift(4, seed=0).shifts({"index": index, "epoch": epoch + 1}, 2),
+        RandomShift(4, seed=0).shifts({"index": index + 1, "epoch": epoch}, 2),
         base[:, ::-1],
         base[:, :, ::-1],
     )
@@ -61,7 +74,8 @@ def test_seed_epoch_sample_camera_and_axis_each_matter() -> None:
 
 def test_shifts_are_uniform_and_within_the_limit() -> None:
     index = np.arange(20_000)
-    shifts = RandomShift(4, seed=3).shifts(index, np.zeros(len(index), np.int64), 2)
+    batch = {"index": index, "epoch": np.zeros(len(index), np.int64)}
+    shifts = RandomShift(4, seed=3).shifts(batch, 2)
     values, counts = np.unique(shifts, return_counts=True)
     assert values.tolist() == [*range(-4, 5)]
     np.testing.assert_allclose(counts / shifts.size, 1 / 9, rtol=0.05)
@@ -74,3 +88,84 @@ def test_only_the_picture_changes() -> None:
     assert shifted["actions"] is batch["actions"]
     np.testing.assert_array_equal(batch["observations"]["image"], before)
     assert (shifted["observations"]["image"] != before).any()
+
+
+# --- history ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", [RandomShift(3), Color(), Color(0, 0, 0.9)])
+def test_the_frames_of_a_history_get_the_same_randomness(transform: Any) -> None:
+    single = make_batch([3, 8])
+    frames = np.stack([single["observations"]["image"]] * 3, axis=1)
+    film = transform({**single, "observations": {"image": frames}})["observations"]["image"]
+    assert film.shape == (2, 3, 2, 3, 9, 11)
+    alone = transform(single)["observations"]["image"]
+    for frame in range(3):
+        np.testing.assert_array_equal(film[:, frame], alone)
+
+
+@pytest.mark.parametrize("transform", [RandomShift(3), Color()])
+def test_a_batch_without_pictures_passes_through(transform: Any) -> None:
+    batch = {**make_batch([1]), "observations": {"state": np.ones((1, 14), np.float32)}}
+    assert transform(batch) is batch
+
+
+# --- colour -----------------------------------------------------------------------------
+
+
+def blended(one: np.ndarray, other: np.ndarray | float, factor: float) -> np.ndarray:
+    return factor * one + (1 - factor) * other
+
+
+def grey(picture: np.ndarray) -> np.ndarray:
+    return picture @ np.array([0.299, 0.587, 0.114])
+
+
+@given(st.integers(0, 99), st.tuples(*[st.floats(0, 2)] * 3))
+def test_colours_follow_the_definition(seed: int, factors: tuple[float, float, float]) -> None:
+    picture = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), "u1")
+    brightness, contrast, saturation = factors
+    expected = brightness * picture.astype(np.float64)
+    expected = blended(expected, grey(expected).mean(), contrast)
+    expected = blended(expected, grey(expected)[..., None], saturation)
+    colored = color_pictures(picture[None], np.array([factors]))[0]
+    np.testing.assert_allclose(colored, expected.clip(0, 255), atol=0.51)
+
+
+def test_factors_of_one_change_no_bit() -> None:
+    pictures = np.arange(256, dtype=np.uint8)[:, None, None] * np.ones((1, 5, 3), np.uint8)
+    np.testing.assert_array_equal(color_pictures(pictures[None], np.ones((1, 3)))[0], pictures)
+
+
+def test_color_factors_fill_their_ranges_and_differ_by_camera() -> None:
+    index = np.arange(5000)
+    batch = {"index": index, "epoch": np.zeros(len(index), np.int64)}
+    factors = ColorConfig(brightness=0.1, contrast=0.4, saturation=0).build(7).factors(batch, 2)
+    for channel, reach in enumerate((0.1, 0.4)):
+        assert abs(factors[..., channel].min() - (1 - reach)) < 0.01
+        assert abs(factors[..., channel].max() - (1 + reach)) < 0.01
+    assert (factors[..., 2] == 1).all()
+    assert (factors[:, 0, 0] != factors[:, 1, 0]).mean() > 0.99
+
+
+def test_a_sample_is_colored_alike_in_every_batch_but_not_in_every_epoch() -> None:
+    together = Color(seed=2)(make_batch([7, 2]))["observations"]["image"]
+    alone = Color(seed=2)(make_batch([2]))["observations"]["image"][0]
+    later = Color(seed=2)(make_batch([2], epoch=1))["observations"]["image"][0]
+    np.testing.assert_array_equal(together[1], alone)
+    assert (later != alone).any()
+
+
+# --- settings ---------------------------------------------------------------------------
+
+
+def test_an_unknown_transform_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'random_shift', 'color', 'mirror'"):
+        DatasetConfig.parse({"transforms": [{"type": "rotate"}]})
+
+
+def test_every_transform_is_built_from_its_type_alone() -> None:
+    contract = two_arm_contract(8, 8)
+    config = DatasetConfig.parse({"transforms": [{"type": name} for name in TRANSFORMS]})
+    kinds = [type(settings.build(0, contract)) for settings in config.transforms]
+    assert kinds == [RandomShift, Color, Mirror]

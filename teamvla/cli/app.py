@@ -43,8 +43,11 @@ class Entry(NamedTuple):
 _HOME = "teamvla.cli"
 COMMANDS = {
     "record": Entry(f"{_HOME}.record:record", "Record scripted demonstrations.", "Data"),
+    "repair": Entry(f"{_HOME}.repair:repair", "Rescue what killed recorders left.", "Data"),
     "validate": Entry(f"{_HOME}.validate:validate", "Check episodes against the schema.", "Data"),
+    "stats": Entry(f"{_HOME}.stats:stats", "Look at episodes: a table and a page.", "Data"),
     "index": Entry(f"{_HOME}.index:index", "Prepare episodes for training.", "Data"),
+    "convert": Entry(f"{_HOME}.convert:convert", "From and to other formats.", "Data"),
     "train": Entry(f"{_HOME}.train:train", "Train a policy.", "Model"),
     "eval": Entry(f"{_HOME}.evaluate:evaluate", "Measure a policy in simulation.", "Model"),
     "ckpt-inspect": Entry(

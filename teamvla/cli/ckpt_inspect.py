@@ -162,7 +162,8 @@ def _contract(header: Header) -> dict[str, str]:
     if not contract:
         return {}
     arms = [
-        f"{_first(arm, 'name')} ({_count(arm, 'links')} joints)" for arm in _items(contract, "arms")
+        f"{_first(arm, 'name')} ({_count(arm, 'links') or _count(arm, 'joints')} joints)"
+        for arm in _items(contract, "arms")
     ]
     cameras = [
         f"{_first(camera, 'field')} {_first(camera, 'height')}x{_first(camera, 'width')}"

@@ -15,6 +15,9 @@ from teamvla.cli.options import Config, Roots, Set, load_project, out_option
 if TYPE_CHECKING:
     from teamvla.data.index import Index, IndexConfig
 
+#: unusable episodes that are printed
+_SHOWN = 20
+
 
 def index(
     roots: Roots,
@@ -26,6 +29,16 @@ def index(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Read every episode again, whatever stands.")
     ] = False,
+    skip_invalid: Annotated[
+        bool | None,
+        typer.Option(
+            "--skip-invalid/--no-skip-invalid",
+            help="Leave out unusable episodes and list them, or stop at the first.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the whole cache and name what is damaged.")
+    ] = False,
     config: Config = None,
     set_: Set = None,
 ) -> Result:
@@ -33,11 +46,14 @@ def index(
 
     Writes the table of episodes, their split, normalisation statistics and the packed
     cache into ROOT/.index. Running it again reads only what is new or changed, and keeps the
-    settings unless others are given.
+    settings unless others are given. With --verify nothing is built: the index that stands is
+    read and compared with its checksums, and damage gives exit code 1.
     """
     from teamvla.data.index import build_index
 
-    settings = _settings(config, set_, val_fraction)
+    if verify:
+        return _verified(roots, out)
+    settings = _settings(config, set_, {"val_fraction": val_fraction, "skip_invalid": skip_invalid})
     built = build_index(roots, out, settings, rebuild=rebuild)
     return Result(
         "teamvla.index/1",
@@ -48,15 +64,41 @@ def index(
 
 
 def _settings(
-    config: str | None, overrides: list[str] | None, val_fraction: float | None
+    config: str | None, overrides: list[str] | None, options: dict[str, Any]
 ) -> IndexConfig | None:
     """The settings that were asked for; None if nothing was, so that an index keeps its own."""
     from teamvla.data.index import IndexConfig
 
-    project = load_project(config, overrides).replace("index", val_fraction=val_fraction)
-    if config is None and not overrides and val_fraction is None:
+    project = load_project(config, overrides).replace("index", **options)
+    if config is None and not overrides and set(options.values()) == {None}:
         return None
     return project.section("index", IndexConfig)
+
+
+def _verified(roots: list[Path], out: Path | None) -> Result:
+    from teamvla.data.index import Index, index_folder
+
+    built = Index.open(index_folder(roots, out))
+    built.verify()
+    damaged = [{"path": path, "arrays": arrays} for path, arrays in built.damaged()]
+
+    def human(style: Style) -> str:
+        lines = [
+            f"{one['path']}: damaged in the cache: {', '.join(one['arrays'])}" for one in damaged
+        ]
+        read = f"{built.num_episodes} episodes, {built.cache.nbytes / 1e6:.1f} MB"
+        verdict = f"{len(damaged)} damaged" if damaged else "all as written"
+        return "\n".join([*lines, f"{style.bold('verified')}    {read}: {verdict}"])
+
+    where = ["--out", str(out)] if out else []
+    again = ["teamvla", "index", *map(str, roots), *where, "--rebuild"]
+    return Result(
+        "teamvla.index-verification/1",
+        {"index": str(built.folder), "episodes": built.num_episodes, "damaged": damaged},
+        human=human,
+        exit_code=1 if damaged else 0,
+        next_command=shlex.join(again if damaged else _next(roots, out)),
+    )
 
 
 def _next(roots: list[Path], out: Path | None) -> list[str]:
@@ -66,14 +108,19 @@ def _next(roots: list[Path], out: Path | None) -> list[str]:
 
 def _data(built: Index) -> dict[str, Any]:
     kept = {key: value for key, value in built.summary.items() if key not in ("schema", "contract")}
-    return {**kept, "index": str(built.folder), "statistics": built.statistics}
+    return {
+        **kept,
+        "index": str(built.folder),
+        "statistics": built.statistics,
+        "invalid": built.invalid,
+    }
 
 
 def _lines(built: Index, style: Style) -> Iterator[str]:
     from teamvla.data.statistics import describe
 
-    skipped, size = built.summary["episodes"]["skipped"], built.summary["bytes"]
-    left_out = f" ({skipped} failed ones left out)" if skipped else ""
+    episodes, size = built.summary["episodes"], built.summary["bytes"]
+    left_out = f" ({episodes['skipped']} failed ones left out)" if episodes["skipped"] else ""
     counts = f"{built.num_episodes} episodes, {built.num_steps} steps{left_out}"
     yield f"{style.bold('indexed')}     {counts} in {built.folder}"
     for task, splits in built.summary["tasks"].items():
@@ -83,7 +130,18 @@ def _lines(built: Index, style: Style) -> Iterator[str]:
             if count["episodes"]
         ]
         yield f"  {task}: {', '.join(parts)}"
+    if episodes["invalid"]:
+        yield f"{style.bold('left out')}    {episodes['invalid']} that cannot be used"
+        yield from (f"  {one['path']}: [{one['code']}] {one['reason']}" for one in _first(built))
     files, cache = size["episodes"] / 1e6, size["cache"] / 1e6
-    yield f"{style.bold('size')}        files {files:.1f} MB, cache {cache:.1f} MB"
+    shards = f"{len(built.summary['shards'])} shards"
+    yield f"{style.bold('size')}        files {files:.1f} MB, cache {cache:.1f} MB in {shards}"
+    yield f"{style.bold('pictures')}    {built.summary['pictures']}"
     yield f"{style.bold('statistics')}  over {built.statistics['count']} train steps"
     yield from (f"  {line}" for line in describe(built.statistics))
+
+
+def _first(built: Index) -> list[dict[str, str]]:
+    more = len(built.invalid) - _SHOWN
+    rest = {"path": f"and {more} more", "code": "--json", "reason": "lists all"}
+    return [*built.invalid[:_SHOWN], *([rest] if more > 0 else [])]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from teamvla.registry import import_object
 
 if TYPE_CHECKING:
+    from teamvla.data.casting import as_step as as_step
     from teamvla.data.dataloader import DatasetConfig as DatasetConfig
     from teamvla.data.dataloader import MultiTaskDataset as MultiTaskDataset
     from teamvla.data.dataloader import make_dataloader as make_dataloader
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from teamvla.data.npz import Episode as Episode
     from teamvla.data.npz import read_episode as read_episode
     from teamvla.data.npz import read_meta as read_meta
+    from teamvla.data.ragged import Ragged as Ragged
     from teamvla.data.schema import EPISODE_FILE_VERSION as EPISODE_FILE_VERSION
     from teamvla.data.schema import OPTIONAL_FIELDS as OPTIONAL_FIELDS
     from teamvla.data.schema import STEP_SPECS as STEP_SPECS
     from teamvla.data.schema import EpisodeMeta as EpisodeMeta
     from teamvla.data.schema import FieldSpec as FieldSpec
+    from teamvla.data.schema import step_specs as step_specs
     from teamvla.data.schema import validate_episode_meta as validate_episode_meta
     from teamvla.data.schema import validate_step as validate_step
     from teamvla.data.transforms import RandomShift as RandomShift
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from teamvla.data.writer import EpisodeWriter as EpisodeWriter
 
 _HOME = {
+    "as_step": "casting",
     "DatasetConfig": "dataloader",
     "MultiTaskDataset": "dataloader",
     "make_dataloader": "dataloader",
@@ -41,11 +45,13 @@ _HOME = {
     "Episode": "npz",
     "read_episode": "npz",
     "read_meta": "npz",
+    "Ragged": "ragged",
     "EPISODE_FILE_VERSION": "schema",
     "OPTIONAL_FIELDS": "schema",
     "STEP_SPECS": "schema",
     "EpisodeMeta": "schema",
     "FieldSpec": "schema",
+    "step_specs": "schema",
     "validate_episode_meta": "schema",
     "validate_step": "schema",
     "RandomShift": "transforms",

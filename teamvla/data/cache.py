@@ -1,138 +1,162 @@
 """The packed cache: arrays in which a step is a row and an action chunk is a plain slice.
 
-    images.npy    uint8   [rows, V, H, W, C]   the cameras of a step side by side
-    state.npy     float32 [rows, S]
-    language.npy  int32   [rows]               number of the instruction
-    actions.npy   float32 [rows + episodes * (max_chunk - 1), A]
-    instructions.json
-
-Behind each episode ``actions`` repeats the last action ``max_chunk - 1`` times, so that
-``actions[first_action + t :][:chunk]`` never reaches into the next episode.
+It is made of shards (:mod:`teamvla.data.cache_shards`) whose rows count on from each other:
+the manifest's ``first_row`` and ``first_action`` are numbers over all of them.
 """
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
-from teamvla.data.manifest import map_array
-from teamvla.data.packing import Packed
+from teamvla.data.cache_codecs import decode_jpeg
+from teamvla.data.cache_shards import RowShape, Shard, ShardInfo
 from teamvla.errors import InputError
-from teamvla.files import naming, read_json, write_json
 
-
-class ArrayFile:
-    """A ``.npy`` file of a known number of rows, written block by block.
-
-    Plain writes, not a memory map: on a full disk a write fails, a mapped page kills
-    the process.
-    """
-
-    def __init__(self, path: Path, rows: int) -> None:
-        self.path, self.rows, self._written = path, rows, 0
-        self._file = path.open("wb")
-
-    def append(self, block: np.ndarray) -> None:
-        """Add rows; the first block decides dtype and shape of a row."""
-        block = np.ascontiguousarray(block)
-        with naming(self.path):
-            if not self._written:
-                descr = np.lib.format.dtype_to_descr(block.dtype)
-                shape = (self.rows, *block.shape[1:])
-                header = {"descr": descr, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(self._file, header)
-            self._file.write(block.data)
-        self._written += len(block)
-
-    def close(self) -> None:
-        """Make the file durable."""
-        assert self._written == self.rows, f"{self.path}: {self._written} of {self.rows} rows"
-        with naming(self.path), self._file as file:
-            file.flush()
-            os.fsync(file.fileno())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *problem: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            with suppress(OSError):  # what went wrong first is what matters
-                self._file.close()
-
-
-class CacheWriter:
-    """Writes the cache of ``episodes`` episodes and ``rows`` steps, in order."""
-
-    def __init__(self, folder: Path, rows: int, episodes: int, max_chunk: int) -> None:
-        self.folder, self._padding = folder, max_chunk - 1
-        self._numbers: dict[str, int] = {}
-        folder.mkdir(parents=True)
-        self._files = ExitStack()
-        padded = rows + episodes * self._padding
-        sizes = {"images": rows, "state": rows, "language": rows, "actions": padded}
-        self._arrays = {
-            name: self._files.enter_context(ArrayFile(folder / f"{name}.npy", size))
-            for name, size in sizes.items()
-        }
-
-    def append(self, packed: Packed) -> None:
-        """Add one episode."""
-        numbers = [self._numbers.setdefault(t, len(self._numbers)) for t in packed.instructions]
-        padded = np.pad(packed.actions, ((0, self._padding), (0, 0)), mode="edge")
-        self._arrays["images"].append(packed.images)
-        self._arrays["state"].append(packed.state)
-        self._arrays["language"].append(np.array(numbers, np.int32))
-        self._arrays["actions"].append(padded)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._files.__exit__(kind, error, trace)
-        if kind is None:
-            write_json(self.folder / "instructions.json", list(self._numbers))
+_MEND = "Look with `teamvla index --verify`, build it anew with `teamvla index --rebuild`."
 
 
 class Cache:
-    """The arrays, mapped read-only; ``images`` and the rest as the module's docstring says."""
+    """The shards of an index, mapped read-only.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.images = map_array(folder / "images.npy")
-        self.state = map_array(folder / "state.npy")
-        self.language = map_array(folder / "language.npy")
-        self.actions = map_array(folder / "actions.npy")
-        self.instructions: list[str] = read_json(folder / "instructions.json")
+    Attributes:
+        folder: where the shards stand.
+        shape: what a row looks like.
+        shards: in the order of their rows.
+
+    Raises:
+        ValueError: a file is missing or of another length.
+    """
+
+    def __init__(self, folder: Path, infos: Sequence[ShardInfo], shape: RowShape) -> None:
+        self.folder, self.shape = folder, shape
+        self.shards = [Shard(folder, info, shape) for info in infos]
+        self.row_ends = np.cumsum([info.rows for info in infos], dtype=np.int64)
+        self.action_ends = np.cumsum(
+            [info.actions(shape.max_chunk) for info in infos], dtype=np.int64
+        )
 
     @property
     def nbytes(self) -> int:
-        arrays = (self.images, self.state, self.language, self.actions)
-        return sum(array.nbytes for array in arrays)
+        """Bytes of the arrays."""
+        return sum(shard.nbytes for shard in self.shards)
 
-    def packed(self, first_row: int, first_action: int, num_steps: int) -> Packed:
-        """One episode, as it was put in."""
-        steps = slice(first_row, first_row + num_steps)
-        numbers = self.language[steps]
-        if not 0 <= numbers.min() <= numbers.max() < len(self.instructions):
-            raise InputError(
-                str(self.folder), f"numbers below {len(self.instructions)} in language.npy",
-                "others", "It is damaged; build it anew with `teamvla index --rebuild`.",
-            )  # fmt: skip
-        return Packed(
-            self.images[steps],
-            self.state[steps],
-            self.actions[first_action : first_action + num_steps],
-            [self.instructions[number] for number in numbers.tolist()],
-        )
+    @cached_property
+    def instructions(self) -> list[str]:
+        """The texts that ``take("language")`` gives the numbers of; some may occur twice."""
+        return [text for shard in self.shards for text in shard.instructions]
+
+    @cached_property
+    def _first_instructions(self) -> list[int]:
+        counts = [len(shard.instructions) for shard in self.shards]
+        return [sum(counts[:at]) for at in range(len(counts))]
+
+    def take(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Rows of an array, always a copy.
+
+        Args:
+            name: ``images`` (uint8 [*, V,H,W,C]), ``state`` (float32 [*, S]), ``language``
+                (int64 [*], numbers of :attr:`instructions`) or ``actions`` (float32 [*, A],
+                rows of the padded actions).
+            rows: row numbers, int64 of any shape; they are not checked but clipped.
+
+        Raises:
+            InputError: a picture or number cannot be what was written.
+        """
+        if name == "images":
+            return self._pictures(rows)
+        if name == "language":
+            return self._numbers(rows)
+        return self._rows(name, rows, self.action_ends if name == "actions" else self.row_ends)
+
+    def chunks(self, first: np.ndarray, length: int) -> np.ndarray:
+        """The ``length`` actions from each row ``first`` on: float32 [*first.shape, length, A]."""
+        if not 1 <= length <= self.shape.max_chunk:
+            raise ValueError(f"chunks of 1 to {self.shape.max_chunk} actions, not {length}")
+        if len(self.shards) == 1:
+            chunks: np.ndarray = _windows(self.shards[0], length)[first]
+            return chunks
+        out = np.empty((*first.shape, length, self.shape.actions), np.float32)
+        for number, chosen, local in self._split(first, self.action_ends):
+            out[chosen] = _windows(self.shards[number], length)[local]
+        return out
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Ask the system to read the pictures of ``rows`` from the disk, without waiting."""
+        for shard, row in self._places(rows.reshape(-1)):
+            shard.will_need(row)
+
+    def _rows(self, name: str, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        first: np.ndarray = getattr(self.shards[0], name)
+        out = np.empty((*rows.shape, *first.shape[1:]), first.dtype)
+        if len(self.shards) == 1:
+            # Without `mode`, take with `out` copies into a buffer first.
+            return np.take(first, rows, axis=0, out=out, mode="clip")
+        for number, chosen, local in self._split(rows, ends):
+            out[chosen] = getattr(self.shards[number], name).take(local, axis=0, mode="clip")
+        return out
+
+    def _numbers(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty(rows.shape, np.int64)
+        for number, chosen, local in self._split(rows, self.row_ends):
+            shard = self.shards[number]
+            numbers, count = shard.language.take(local, mode="clip"), len(shard.instructions)
+            if numbers.size and not 0 <= numbers.min() <= numbers.max() < count:
+                where, expected = str(shard.folder), f"numbers below {count} in language.npy"
+                raise InputError(where, expected, "others", _MEND)
+            out[chosen] = numbers + self._first_instructions[number]
+        return out
+
+    def _pictures(self, rows: np.ndarray) -> np.ndarray:
+        if self.shape.codec == "raw" and len(self.shards) == 1:
+            return self._rows("images", rows, self.row_ends)
+        out = np.empty((*rows.shape, self.shape.cameras, *self.shape.picture), np.uint8)
+        flat = out.reshape(-1, *out.shape[rows.ndim :])
+        places = list(self._places(rows.reshape(-1)))
+        if self.shape.codec == "raw":
+            # A picture is large: one plain copy each costs less than gathering twice.
+            for at, (shard, row) in enumerate(places):
+                flat[at] = shard.images[row]
+        else:
+            self._decode(places, flat)
+        return out
+
+    def _places(self, rows: np.ndarray) -> Iterator[tuple[Shard, int]]:
+        numbers = np.searchsorted(self.row_ends, rows, side="right")
+        numbers = np.minimum(numbers, len(self.shards) - 1)
+        starts = self.row_ends - [shard.info.rows for shard in self.shards]
+        local = rows - starts[numbers]
+        for number, row in zip(numbers.tolist(), local.tolist(), strict=True):
+            yield self.shards[number], row
+
+    def _decode(self, places: list[tuple[Shard, int]], out: np.ndarray) -> None:
+        pieces = []
+        for shard, row in places:
+            assert shard.offsets is not None
+            cameras = self.shape.cameras
+            bounds = shard.offsets[row * cameras : (row + 1) * cameras + 1].tolist()
+            pieces += [shard.images[a:b] for a, b in pairwise(bounds)]
+        try:
+            decode_jpeg(pieces, out.reshape(-1, *self.shape.picture))
+        except ValueError as error:
+            raise InputError(str(self.folder), "the cached pictures", str(error), _MEND) from None
+
+    def _split(
+        self, rows: np.ndarray, ends: np.ndarray
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For each shard that is needed: its number, which of ``rows`` it has, and where."""
+        numbers = np.minimum(np.searchsorted(ends, rows, side="right"), len(ends) - 1)
+        for number in np.unique(numbers).tolist():
+            chosen = numbers == number
+            start = int(ends[number - 1]) if number else 0
+            yield number, chosen, rows[chosen] - start
+
+
+def _windows(shard: Shard, length: int) -> np.ndarray:
+    """View [rows, length, A]: the actions from each row on."""
+    return sliding_window_view(shard.actions, length, axis=0).swapaxes(-1, -2)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,10 @@ def build_index(
     """Bring the index of one root or several up to date, and open it.
 
     Nothing is written when no file was added, changed (size, time, then digest) or removed
-    and the settings are the same. Otherwise unchanged episodes are copied from the old
-    cache and only the others are read.
+    and the settings are the same. Otherwise the others are read and put into new shards;
+    what stands is neither changed nor copied, but for shards that are mostly unused or many
+    and small, which are merged now and then. The result does not depend on the way there:
+    samples, their order, splits, statistics and digest are those of a fresh build.
 
     Args:
         roots: folders of episodes.
@@ -56,10 +58,12 @@ def build_index(
         return standing
     _make(folder)
     with _exclusive(folder):
-        standing = None if rebuild else _standing(folder, LOG.warning)
-        if standing is not None and _is_current(standing, list_files(paths), config):
+        before, standing = standing, None if rebuild else _standing(folder, LOG.warning)
+        if _build(before) != _build(standing):
+            files = list_files(paths)  # another process was here; its list may be newer
+        if standing is not None and _is_current(standing, files, config):
             return standing
-        return IndexBuild(paths, folder, standing, config).run(list_files(paths))
+        return IndexBuild(paths, folder, standing, config).run(files)
 
 
 def index_folder(roots: Sequence[Path], out: str | Path | None = None) -> Path:
@@ -110,6 +114,10 @@ def _standing(folder: Path, tell: Callable[..., None] = LOG.debug) -> Index | No
         return None
 
 
+def _build(index: Index | None) -> str | None:
+    return None if index is None else str(index.summary["build"])
+
+
 def _is_current(index: Index, files: list[FileState], config: IndexConfig | None) -> bool:
     if config is not None and config != index.config:
         return False
@@ -119,7 +127,9 @@ def _is_current(index: Index, files: list[FileState], config: IndexConfig | None
     sizes = np.array([(f.root, f.size, f.mtime_ns) for f in files])
     same = np.stack([table["root"], table["size"], table["mtime_ns"]], axis=1) == sizes
     paths = np.array([os.fsencode(f.path) for f in files], "S")
-    return bool(same.all() and (table["path"] == paths).all())
+    # What could not even be read is looked at again.
+    unread = table["digest"] == b""
+    return bool(same.all() and (table["path"] == paths).all() and not unread.any())
 
 
 @contextmanager
@@ -133,4 +143,15 @@ def _exclusive(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not (folder / SUMMARY).exists():
+            _remove_empty(folder)
         lock.release()
+
+
+def _remove_empty(folder: Path) -> None:
+    """After a first build that was refused: no folder with nothing but a lock."""
+    # Whoever waits for the lock finds that its file is gone, and makes it again.
+    with suppress(OSError):
+        if {path.name for path in folder.iterdir()} == {"lock"}:
+            (folder / "lock").unlink()
+            folder.rmdir()

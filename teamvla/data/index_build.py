@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from teamvla.contract import Contract
-from teamvla.data.cache import Cache, CacheWriter
+import numpy as np
+
+from teamvla.data.cache import Cache
+from teamvla.data.cache_shards import RowShape, Shard, ShardInfo
 from teamvla.data.index_format import (
     SCHEMA,
     SUMMARY,
@@ -17,199 +19,333 @@ from teamvla.data.index_format import (
     checksums,
     content_digest,
 )
-from teamvla.data.manifest import SKIPPED, Entry, FileState, Manifest, read_entry
-from teamvla.data.npz import read_episode
-from teamvla.data.packing import Layout, Packed, pack
+from teamvla.data.index_plan import Match, match, same_rows, shards_to_copy, usable_rows, wanted
+from teamvla.data.index_read import Agreement, EpisodeReader, Read
+from teamvla.data.index_shards import NewShards, renumbered, row_ends
+from teamvla.data.index_statistics import index_statistics
+from teamvla.data.manifest import SKIPPED, Entry, FileState, Manifest, as_text
 from teamvla.data.splits import SPLITS, assign_splits
-from teamvla.data.statistics import column_statistics
-from teamvla.errors import ContractError, InputError
-from teamvla.files import write_json
+from teamvla.errors import InputError
+from teamvla.files import sync_directory, write_json
 from teamvla.logs import progress
 
 LOG = logging.getLogger(__name__)
 
 
 class IndexBuild:
-    """One run of the builder: what stood before, and what all episodes must agree on."""
+    """One run of the builder: what stood before, and what all episodes must agree on.
+
+    While it runs, rows are numbered through the shards that stood and then the new ones;
+    at the end those that are no longer used are taken out.
+    """
 
     def __init__(
         self, roots: list[Path], folder: Path, standing: Index | None, config: IndexConfig | None
     ) -> None:
-        self.roots, self.folder, self.standing = roots, folder, standing
+        self.roots, self.folder = roots, folder
         self.config = config or (standing.config if standing else IndexConfig())
-        self.layout: Layout | None = None
-        self.contract: dict[str, Any] | None = None
-        self.first: Path | None = None
-        self._rows: dict[str, int] = {}
-        if standing is not None:
-            kept = standing.episodes.rows()
-            self._rows = {standing.episodes.text("digest", r): r for r in kept.tolist()}
+        self.before = standing
+        keeps = standing is not None and same_rows(standing, self.config)
+        self.standing = standing if keeps else None
+        self._clear(standing)
+        self.build = folder / f"build-{self._free('build'):04d}"
+        cache = self.standing.cache if self.standing else None
+        first = (int(cache.row_ends[-1]), int(cache.action_ends[-1])) if cache else (0, 0)
+        self.new = NewShards(folder, self._free("shard"), first)
+        self.agreement = Agreement()
+        self._written: dict[str, tuple[int, int]] = {}
 
     def run(self, files: list[FileState]) -> Index:
         """Build, publish and open the index of ``files``."""
-        known = self._known()
-        self._announce(files, known)
-        entries = [known.get(file) or read_entry(file, self.roots[file.root]) for file in files]
-        manifest = self._table(entries)
-        standing = self.standing
-        if standing is not None and self._same_content(standing, manifest):
-            # Only times or places changed: note them, the cache is right as it is.
-            manifest.save(self.folder / standing.summary["build"] / "manifest")
-            write_json(self.folder / SUMMARY, {**standing.summary, "roots": self._places()})
-            return Index.open(self.folder)
-        build = self._new_folder()
         try:
-            self._fill(build, manifest)
-        except BaseException:
-            shutil.rmtree(build, ignore_errors=True)
+            return self._run(files)
+        except BaseException as error:
+            self.new.abandon(error)
+            for folder in (self.build, *self.new.folders):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
-        return self._publish(build, manifest)
 
-    def _places(self) -> list[str]:
-        return [str(root.resolve()) for root in self.roots]
+    def _run(self, files: list[FileState]) -> Index:
+        found = self._match(files)
+        self._announce(found)
+        reads = self._read(found)
+        manifest = self._table(found, reads)
+        copied = self._copy(manifest)
+        self.new.close()
+        infos = self._renumber(manifest)
+        cache = Cache(self.folder, infos, self._shape())
+        self._save(manifest, cache, self._invalid(manifest, reads))
+        last = {
+            "added": len(found.fresh) - found.changed,
+            "changed": found.changed,
+            "removed": found.removed,
+            "shards_copied": copied,
+        }
+        return self._publish(manifest, cache, last)
 
-    def _known(self) -> dict[FileState, Entry]:
-        """What the standing index says about files; those it knows need not be opened."""
+    def _free(self, kind: str) -> int:
+        names = (path.name.rpartition("-")[2] for path in self.folder.glob(f"{kind}-*"))
+        return max((int(name) for name in names if name.isdecimal()), default=0) + 1
+
+    def _clear(self, valid: Index | None) -> None:
+        """Remove what no index names: left over by a killed build, or replaced by this one."""
+        named = set[str]()
+        if valid is not None:
+            named = {str(valid.summary["build"]), *(s["name"] for s in valid.summary["shards"])}
+        for pattern in ("build-*", "shard-*"):
+            for path in self.folder.glob(pattern):
+                if path.name not in named:
+                    # Whoever has it open keeps its files; new readers are sent elsewhere.
+                    shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def _match(self, files: list[FileState]) -> Match:
         if self.standing is None:
-            return {}
+            return match(files, None, np.zeros(0, bool))
         table = self.standing.episodes
-        entries = (table.entry(row) for row in range(len(table)))
-        return {entry.file: entry for entry in entries}
+        found = match(files, table, usable_rows(table, self.config))
+        used = found.rows[table["first_row"][found.rows] >= 0]
+        if len(used):
+            row = int(used[0])
+            first = self.roots[int(table["root"][row])] / table.text("path", row)
+            self.agreement = self._standing_agreement(first)
+        return found
 
-    def _announce(self, files: list[FileState], known: dict[FileState, Entry]) -> None:
+    def _standing_agreement(self, first: Path) -> Agreement:
+        assert self.standing is not None
+        return Agreement(self.standing.layout, self.standing.summary["contract"], first)
+
+    def _announce(self, found: Match) -> None:
         roots = ", ".join(map(str, self.roots))
-        if self.standing is None:
-            LOG.info("indexing %s: %d episodes", roots, len(files))
+        if self.before is None:
+            LOG.info("indexing %s: %d episodes", roots, len(found.fresh))
             return
-        before = {(file.root, file.path) for file in known}
-        now = {(file.root, file.path) for file in files}
-        changed = sum((f.root, f.path) in before and f not in known for f in files)
         LOG.info(
             "indexing %s again: %d episodes added, %d changed, %d removed%s",
             roots,
-            len(now - before),
-            changed,
-            len(before - now),
-            "" if self.config == self.standing.config else ", other settings",
+            len(found.fresh) - found.changed if self.standing else 0,
+            found.changed,
+            found.removed,
+            "" if self.config == self.before.config else ", other settings",
         )
 
-    def _new_folder(self) -> Path:
-        numbers = (int(folder.name[6:]) for folder in self.folder.glob("build-*"))
-        folder = self.folder / f"build-{max(numbers, default=0) + 1:04d}"
-        folder.mkdir()
-        return folder
+    def _read(self, found: Match) -> list[Read]:
+        """Look at the files that are not known, and write their steps into new shards."""
+        if not found.fresh:
+            return []
+        reader = EpisodeReader(self.roots, self.config, self.agreement, {})
+        known = self._known_digests()
+        if known and self.agreement.layout is None:
+            # Every file has changed; only if one of them is an old one does the old agreement hold.
+            old = (file for file in found.fresh if reader.digest(file) in known)
+            if (file := next(old, None)) is None:
+                known = {}
+            else:
+                self.agreement = self._standing_agreement(self.roots[file.root] / file.path)
+        reader = EpisodeReader(self.roots, self.config, self.agreement, known)
+        reads: list[Read] = []
+        with progress("index", len(found.fresh), "episode") as state:
+            for read in reader.read(found.fresh):
+                reads.append(self._take_in(read))
+                state.advance()
+        return reads
 
-    def _table(self, entries: list[Entry]) -> Manifest:
-        used = [entry for entry in entries if entry.success or not self.config.only_successful]
-        if not used:
+    def _known_digests(self) -> dict[str, int]:
+        if self.standing is None:
+            return {}
+        table = self.standing.episodes
+        rows = np.flatnonzero(usable_rows(table, self.config) & (table["problem"] == b""))
+        return {table.text("digest", row): row for row in rows.tolist()}
+
+    def _take_in(self, read: Read) -> Read:
+        """Put an episode into a shard; the same without its steps, and where they went."""
+        entry = read.entry
+        if read.known >= 0:
+            assert self.standing is not None
+            table, row = self.standing.episodes, read.known
+            place = int(table["first_row"][row]), int(table["first_action"][row])
+            names = table.text("task", row), table.text("episode_id", row)
+            facts = int(table["num_steps"][row]), bool(table["success"][row])
+            entry = Entry(entry.file, *names, *facts, entry.digest)
+        elif read.stored is None:
+            place = -1, -1
+        elif (again := self._written.get(entry.digest)) is not None:
+            place = again
+        else:
+            place = self.new.append(read.stored, self._shape())
+            self._written[entry.digest] = place
+        return Read(entry, place=place, reason=read.reason)
+
+    def _shape(self) -> RowShape:
+        if self.agreement.layout is None:
             raise InputError(
                 ", ".join(map(str, self.roots)),
-                "at least one successful episode",
-                f"{len(entries)} that are not",
-                "Record others, or set index.only_successful=false.",
+                "at least one successful episode" if self.config.only_successful else "an episode",
+                "none that can be used",
+                "Record others, or set index.only_successful=false."
+                if self.config.only_successful
+                else "Look with `teamvla validate`.",
             )
-        names = [(entry.task, entry.episode_id) for entry in used]
+        return self.agreement.layout.rows(self.config.max_chunk, self.config.codec)
+
+    def _table(self, found: Match, reads: list[Read]) -> Manifest:
+        fresh = Manifest.of([read.entry for read in reads])
+        fresh.columns["first_row"] = np.array([read.place[0] for read in reads], "i8")
+        fresh.columns["first_action"] = np.array([read.place[1] for read in reads], "i8")
+        old = self.standing.episodes if self.standing else Manifest.of([])
+        manifest = old.merged(found.rows, fresh, found.places)
+        used = wanted(manifest, self.config)
+        if not used.any():
+            self.agreement = Agreement()
+            self._shape()  # says that there is none
+        for name in ("first_row", "first_action"):
+            manifest.columns[name] = np.where(used, manifest[name], -1)
+        names = zip(manifest.texts("task"), manifest.texts("episode_id"), strict=True)
         splits = assign_splits(names, self.config.val_fraction, self.config.test_fraction)
-        by_file = dict(zip((entry.file for entry in used), splits, strict=True))
-        placed = [by_file.get(entry.file, SKIPPED) for entry in entries]
-        return Manifest.build(entries, placed, self.config.max_chunk)
+        placed = zip(splits, used.tolist(), strict=True)
+        manifest.columns["split"] = as_text(split if use else SKIPPED for split, use in placed)
+        self._require_training(manifest)
+        return manifest
 
-    def _same_content(self, standing: Index, manifest: Manifest) -> bool:
-        return standing.digest == content_digest(manifest) and standing.config == self.config
+    def _require_training(self, manifest: Manifest) -> None:
+        training = set(manifest["task"][manifest.rows("train")].tolist())
+        if not training:
+            raise InputError(
+                ", ".join(map(str, self.roots)), "at least one episode that trains",
+                f"{len(manifest.rows())} that are held out by their names",
+                "Record more, or set index.val_fraction=0 and index.test_fraction=0.",
+            )  # fmt: skip
+        for task in manifest.tasks():
+            if task.encode() not in training:
+                LOG.warning("%s: no episode trains, all are held out by their names", task)
 
-    def _fill(self, build: Path, manifest: Manifest) -> None:
-        rows = manifest.rows()
-        total = int(manifest["num_steps"][rows].sum())
-        with (
-            progress("index", len(rows), "episode") as state,
-            CacheWriter(build / "cache", total, len(rows), self.config.max_chunk) as writer,
-        ):
-            for row in rows.tolist():
-                writer.append(self._pack(manifest.entry(row)))
-                state.advance()
-        (build / "manifest").mkdir()
-        manifest.save(build / "manifest")
-        write_json(build / "statistics.json", _statistics(Cache(build / "cache"), manifest))
+    def _copy(self, manifest: Manifest) -> int:
+        """Write the episodes of shards that are not worth keeping into new ones."""
+        if self.standing is None:
+            return 0
+        cache, used = self.standing.cache, manifest.rows()
+        live = np.unique(manifest["first_row"][used])
+        live = live[live < cache.row_ends[-1]]
+        home = np.searchsorted(cache.row_ends, live, side="right")
+        moved: dict[int, tuple[int, int]] = {}
+        chosen = self._shards_to_copy(manifest, live, home)
+        for number in sorted(chosen):
+            shard = cache.shards[number]
+            start = int(cache.row_ends[number]) - shard.info.rows
+            for row in live[home == number].tolist():
+                episode = int(np.searchsorted(shard.first_rows, row - start))
+                moved[row] = self._copied(shard, episode)
+        if moved:
+            rows = manifest["first_row"]
+            for place in np.flatnonzero(np.isin(rows, list(moved))).tolist():
+                new = moved[int(rows[place])]
+                manifest["first_row"][place], manifest["first_action"][place] = new
+        return len(chosen)
 
-    def _pack(self, entry: Entry) -> Packed:
-        path = self.roots[entry.file.root] / entry.file.path
-        row = self._rows.get(entry.digest)
-        if row is not None:
-            assert self.standing is not None
-            table = self.standing.episodes
-            self._agree(self.standing.summary["contract"], path)
-            self.layout = self.layout or self.standing.layout
-            first, action = int(table["first_row"][row]), int(table["first_action"][row])
-            return self.standing.cache.packed(first, action, entry.num_steps)
-        episode = read_episode(path)
-        self._agree(episode.meta.get("contract"), path)
-        if self.layout is None:
-            parsed = Contract.parse(self.contract, str(path)) if self.contract else None
-            self.layout = Layout.of(episode, parsed)
-        return pack(episode, self.layout)
+    def _shards_to_copy(self, manifest: Manifest, live: np.ndarray, home: np.ndarray) -> set[int]:
+        assert self.standing is not None
+        if self.config.max_chunk != self.standing.config.max_chunk:
+            return set(home.tolist())  # the actions need another padding
+        rows = manifest["first_row"]
+        steps = dict(zip(rows.tolist(), manifest["num_steps"].tolist(), strict=True))
+        count = len(self.standing.cache.shards)
+        used = np.zeros(count, np.int64)
+        np.add.at(used, home, np.array([steps[row] for row in live.tolist()], np.int64))
+        sizes = [shard.info.rows for shard in self.standing.cache.shards]
+        return shards_to_copy(sizes, used.tolist(), len(self.new.folders))
 
-    def _agree(self, contract: dict[str, Any] | None, path: Path) -> None:
-        """Refuse an episode whose numbers mean something else than those before it."""
-        if self.first is None:
-            self.first, self.contract = path, contract
-        elif contract != self.contract:
-            if contract is None or self.contract is None:
-                raise ContractError(
-                    str(path),
-                    f"{'a' if contract is None else 'no'} contract, as in {self.first}",
-                    "none" if contract is None else "one",
-                )
-            reference = Contract.parse(self.contract, str(self.first))
-            reference.require(Contract.parse(contract, str(path)), str(self.first), str(path))
+    def _copied(self, shard: Shard, episode: int) -> tuple[int, int]:
+        try:
+            stored = shard.stored(episode)
+        except (ValueError, IndexError) as error:
+            raise InputError(
+                str(shard.folder), "the steps that were written", str(error),
+                "It is damaged; build it anew with `teamvla index --rebuild`.",
+            ) from None  # fmt: skip
+        return self.new.append(stored, self._shape())
 
-    def _publish(self, build: Path, manifest: Manifest) -> Index:
-        assert self.layout is not None
-        cache = Cache(build / "cache")
+    def _renumber(self, manifest: Manifest) -> list[ShardInfo]:
+        """Take unused shards out of the numbering; those that stay."""
+        old = [shard.info for shard in self.standing.cache.shards] if self.standing else []
+        infos = [*old, *self.new.infos]
+        steps = row_ends(infos)
+        padding = [self.standing.config.max_chunk] * len(old) if self.standing else []
+        padding += [self.config.max_chunk] * len(self.new.infos)
+        actions = np.cumsum([i.actions(k) for i, k in zip(infos, padding, strict=True)])
+        used = manifest.rows()
+        homes = np.searchsorted(steps, manifest["first_row"][used], side="right")
+        kept = np.unique(homes).tolist()
+        for name, ends in (("first_row", steps), ("first_action", actions)):
+            manifest.columns[name] = renumbered(manifest[name], ends, kept)
+        return [infos[number] for number in kept]
+
+    def _invalid(self, manifest: Manifest, reads: list[Read]) -> list[dict[str, str]]:
+        """Path, code and reason of the episodes that cannot be used."""
+        before = self.standing.invalid if self.standing else []
+        reasons = {one["path"]: one["reason"] for one in before}
+        reasons |= {self._path(r.entry.file.root, r.entry.file.path): r.reason for r in reads}
+        listed = []
+        for row in np.flatnonzero(manifest["problem"] != b"").tolist():
+            path = self._path(int(manifest["root"][row]), manifest.text("path", row))
+            code = manifest.text("problem", row)
+            listed.append({"path": path, "code": code, "reason": reasons.get(path, "")})
+        return listed
+
+    def _path(self, root: int, path: str) -> str:
+        return str(self.roots[root] / path)
+
+    def _save(self, manifest: Manifest, cache: Cache, invalid: list[dict[str, str]]) -> None:
+        assert self.agreement.layout is not None
+        (self.build / "manifest").mkdir(parents=True)
+        manifest.save(self.build / "manifest")
+        sync_directory(self.build / "manifest")
+        figures = index_statistics(cache, manifest, self.agreement.layout)
+        write_json(self.build / "statistics.json", figures)
+        write_json(self.build / "invalid.json", invalid)
+        sync_directory(self.folder)
+
+    def _publish(self, manifest: Manifest, cache: Cache, last: dict[str, int]) -> Index:
+        assert self.agreement.layout is not None
+        shards = [shard.info for shard in cache.shards]
+        used = np.unique(manifest["first_row"][manifest.rows()], return_index=True)[1]
+        steps = int(manifest["num_steps"][manifest.rows()][used].sum())
         document = {
             "schema": SCHEMA,
-            "build": build.name,
-            "digest": content_digest(manifest),
-            "roots": self._places(),
+            "build": self.build.name,
+            "digest": content_digest(manifest, self.config),
+            "roots": [str(root.resolve()) for root in self.roots],
             "config": self.config.model_dump(mode="json"),
-            "contract": self.contract,
-            "layout": self.layout.to_dict(),
+            "contract": self.agreement.contract,
+            "layout": self.agreement.layout.to_dict(),
+            "pictures": self.config.pictures,
             "bytes": {"episodes": int(manifest["size"].sum()), "cache": cache.nbytes},
             **_counts(manifest),
-            "checksums": checksums(build),
+            "unused_steps": sum(info.rows for info in shards) - steps,
+            "last_run": last,
+            "shards": [info.to_dict() for info in shards],
+            "checksums": checksums(self.build),
         }
         write_json(self.folder / SUMMARY, document)
-        for other in self.folder.glob("build-*"):
-            if other != build:
-                # Whoever has it open keeps its files; new readers go to the new build.
-                shutil.rmtree(other, ignore_errors=True)
-        return Index.open(self.folder)
-
-
-def _statistics(cache: Cache, manifest: Manifest) -> dict[str, Any]:
-    steps = manifest.step_slices("train")
-    actions = manifest.step_slices("train", "first_action")
-    return {
-        "state": column_statistics(cache.state, steps),
-        "actions": column_statistics(cache.actions, actions),
-        "count": sum(piece.stop - piece.start for piece in steps),
-    }
+        index = Index.open(self.folder)
+        self._clear(index)
+        return index
 
 
 def _counts(manifest: Manifest) -> dict[str, Any]:
-    rows, steps = manifest.rows(), manifest["num_steps"]
-    tasks: dict[str, Any] = {}
-    for task in manifest.tasks():
-        members = rows[manifest["task"][rows] == task.encode()]
-        by_split = {
-            split: members[manifest["split"][members] == split.encode()] for split in SPLITS
-        }
-        tasks[task] = {
-            split: {"episodes": len(chosen), "steps": int(steps[chosen].sum())}
-            for split, chosen in by_split.items()
-        }
+    """Episodes and steps of every task and split, and what was left out."""
+    rows = manifest.rows()
+    columns = [manifest[name][rows].tolist() for name in ("task", "split", "num_steps")]
+    found = {task: {s: {"episodes": 0, "steps": 0} for s in SPLITS} for task in manifest.tasks()}
+    for task, split, steps in zip(*columns, strict=True):
+        count = found[task.decode()][split.decode()]
+        count["episodes"] += 1
+        count["steps"] += steps
+    invalid = int((manifest["problem"] != b"").sum())
     episodes = {
         "total": len(manifest),
         "used": len(rows),
-        "skipped": len(manifest) - len(rows),
+        "skipped": len(manifest) - len(rows) - invalid,
+        "invalid": invalid,
     }
-    return {"episodes": episodes, "steps": int(steps[rows].sum()), "tasks": tasks}
+    return {"episodes": episodes, "steps": sum(columns[2]), "tasks": found}

@@ -1,35 +1,41 @@
 """The index of a dataset: which episodes there are, how they split, and the packed cache.
 
     FOLDER/                   ROOT/.index by default
-        summary.json          what a person wants to know; names the build that is valid
+        summary.json          what a person wants to know; names what is valid
         lock                  held while building
         build-NNNN/
             manifest/*.npy    the table of episodes, one file per column
-            cache/*.npy       the steps, ready to be gathered
             statistics.json   normalisation, over the train split
+            invalid.json      episodes that were left out as unusable, and why
+        shard-NNNN/           steps, ready to be gathered (teamvla.data.cache_shards)
 
-A build is made in a folder of its own and becomes valid when ``summary.json`` is replaced,
-which is done last and atomically: a killed build leaves the old index as it was.
+What a run of the builder makes becomes valid when ``summary.json`` is replaced, which is
+done last and atomically: a killed build leaves the old index as it was. A shard is never
+changed; adding episodes adds one.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from teamvla.config import Settings
 from teamvla.contract import Contract
 from teamvla.data.cache import Cache
+from teamvla.data.cache_shards import ShardInfo
 from teamvla.data.manifest import Manifest
 from teamvla.data.packing import Layout
 from teamvla.errors import ContractError, InputError
 from teamvla.files import read_json, sha256_file
 
-SCHEMA = "teamvla.index/1"
+SCHEMA = "teamvla.index/2"
 SUMMARY = "summary.json"
+_REBUILD = "Build it anew with `teamvla index --rebuild`."
 
 
 class IndexConfig(Settings):
@@ -43,6 +49,13 @@ class IndexConfig(Settings):
     )
     max_chunk: int = Field(default=100, ge=1, description="Longest action chunk that can be read.")
     only_successful: bool = Field(default=True, description="Leave out failed episodes.")
+    skip_invalid: bool = Field(
+        default=False, description="Leave out and list unusable episodes instead of stopping."
+    )
+    codec: Literal["raw", "jpeg"] = Field(
+        default="raw", description="How the cache keeps pictures; jpeg is smaller but lossy."
+    )
+    jpeg_quality: int = Field(default=95, ge=1, le=100, description="Of codec jpeg.")
 
     @model_validator(mode="after")
     def _leaves_something_to_train(self) -> Self:
@@ -50,40 +63,42 @@ class IndexConfig(Settings):
             raise ValueError("val_fraction + test_fraction must be below 1")
         return self
 
+    @property
+    def pictures(self) -> str:
+        """What becomes of the pictures, in words."""
+        return "exact" if self.codec == "raw" else f"lossy: JPEG, quality {self.jpeg_quality}"
+
 
 class Index:
-    """An index that was built, its arrays mapped into memory.
+    """An index that was built, its arrays mapped into memory. Opening takes the same time at
+    any number of episodes: lengths are checked, contents by :meth:`verify` and :meth:`damaged`.
 
     Attributes:
         folder: where ``summary.json`` stands.
         summary: its content.
         episodes: the table of episodes.
         cache: the packed steps.
-        statistics: ``{"state": {mean, std, min, max, q01, q99}, "actions": ..., "count"}``
-            over the steps of the train split.
+        statistics: ``{"state": {mean, std, min, max, q01, q10, q50, q90, q99}, "actions": ...,
+            "count", "columns", "pictures", "lengths"}`` over the train split.
+        invalid: path, code and reason of each episode that was left out as unusable.
         layout: which fields the cache's rows are made of.
         config: the settings it was built with.
     """
 
     def __init__(self, folder: Path, summary: dict[str, Any]) -> None:
-        build = folder / summary["build"]
         self.folder, self.summary = folder, summary
-        self.episodes = Manifest.open(build / "manifest")
-        self.cache = Cache(build / "cache")
-        self.statistics: dict[str, Any] = read_json(build / "statistics.json")
+        self.build = folder / summary["build"]
+        self.episodes = Manifest.open(self.build / "manifest")
+        self.statistics: dict[str, Any] = read_json(self.build / "statistics.json")
+        self.invalid: list[dict[str, str]] = read_json(self.build / "invalid.json")
         self.layout = Layout.parse(summary["layout"])
         self.config = IndexConfig.model_validate(summary["config"])
-        self._require_whole()
-
-    def _require_whole(self) -> None:
-        """ValueError unless every array is as long as the summary says."""
-        cache, steps = self.cache, self.num_steps
-        padded = steps + self.num_episodes * (self.config.max_chunk - 1)
+        infos = [ShardInfo.parse(shard) for shard in summary["shards"]]
+        shape = self.layout.rows(self.config.max_chunk, self.config.codec)
+        self.cache = Cache(folder, infos, shape)
         lengths = {len(column) for column in self.episodes.columns.values()}
-        rows = {len(cache.images), len(cache.state), len(cache.language)}
-        whole = lengths == {int(self.summary["episodes"]["total"])} and rows == {steps}
-        if not whole or len(cache.actions) != padded:
-            raise ValueError(f"arrays of other lengths than {SUMMARY} says")
+        if lengths != {int(summary["episodes"]["total"])}:
+            raise ValueError(f"columns of other lengths than {SUMMARY} says")
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -111,12 +126,40 @@ class Index:
             raise InputError(str(folder), "a whole index", str(error), mend) from None
 
     def verify(self) -> None:
-        """InputError if a bit of the table or the statistics changed; the cache is not read."""
-        if self.summary.get("checksums") != checksums(self.folder / self.summary["build"]):
-            raise InputError(
-                str(self.folder), "the table and statistics that were built", "others",
-                "Build it anew with `teamvla index --rebuild`.",
-            )  # fmt: skip
+        """Read what is small: the table, the statistics, and what shards say of themselves.
+
+        Raises:
+            InputError: a bit of it changed. The steps are not read: see :meth:`damaged`.
+        """
+        whole = self.summary.get("checksums") == checksums(self.build)
+        if not whole or not all(shard.is_whole() for shard in self.cache.shards):
+            expected = "the table, statistics and shards that were built"
+            raise InputError(str(self.folder), expected, "others", _REBUILD)
+        self._require_places()
+
+    def _require_places(self) -> None:
+        table, used = self.episodes, self.episodes.rows()
+        known = np.concatenate([np.zeros(0, "i8"), *self._episode_rows()])
+        if not np.isin(table["first_row"][used], known).all():
+            expected = "rows of the table where the shards have an episode"
+            raise InputError(str(self.folder), expected, "others", _REBUILD)
+
+    def _episode_rows(self) -> Iterator[np.ndarray]:
+        starts = self.cache.row_ends - [shard.info.rows for shard in self.cache.shards]
+        for shard, start in zip(self.cache.shards, starts.tolist(), strict=True):
+            yield shard.first_rows + start
+
+    def damaged(self) -> Iterator[tuple[str, list[str]]]:
+        """Read every step; gives each episode's path whose cached arrays changed, and which."""
+        table = self.episodes
+        used = table.rows()
+        paths = dict(zip(table["first_row"][used].tolist(), used.tolist(), strict=True))
+        for shard, rows in zip(self.cache.shards, self._episode_rows(), strict=True):
+            for number, row in enumerate(rows.tolist()):
+                if names := shard.damaged(number):
+                    known = paths.get(row)
+                    where = "an episode that is no longer used" if known is None else None
+                    yield where or table.text("path", paths[row]), names
 
     @property
     def digest(self) -> str:
@@ -137,13 +180,18 @@ class Index:
         return Contract.parse(data, str(self.folder / SUMMARY))
 
     @property
+    def tasks(self) -> list[str]:
+        """The tasks that can be read, sorted."""
+        return list(self.summary["tasks"])
+
+    @property
     def num_episodes(self) -> int:
         """Episodes in the cache."""
         return int(self.summary["episodes"]["used"])
 
     @property
     def num_steps(self) -> int:
-        """Steps in the cache."""
+        """Steps of these episodes."""
         return int(self.summary["steps"])
 
     def __repr__(self) -> str:
@@ -156,14 +204,16 @@ def checksums(build: Path) -> dict[str, str]:
     return {
         "manifest": Manifest.open(build / "manifest").checksum(),
         "statistics": sha256_file(build / "statistics.json"),
-        "instructions": sha256_file(build / "cache" / "instructions.json"),
+        "invalid": sha256_file(build / "invalid.json"),
     }
 
 
-def content_digest(manifest: Manifest) -> str:
-    """Digest of names, bytes and splits, in order; the same wherever the files lie."""
+def content_digest(manifest: Manifest, config: IndexConfig) -> str:
+    """Digest of names, bytes and splits, in order, and of what JPEG makes of the pictures."""
     digest = hashlib.sha256(SCHEMA.encode())
-    for row in range(len(manifest)):
-        names = ("task", "episode_id", "digest", "split")
-        digest.update(b"\t".join(bytes(manifest[name][row]) for name in names) + b"\n")
+    if config.codec != "raw":
+        digest.update(config.pictures.encode())
+    columns = [manifest[name].tolist() for name in ("task", "episode_id", "digest", "split")]
+    for row in zip(*columns, strict=True):
+        digest.update(b"\t".join(row) + b"\n")
     return digest.hexdigest()

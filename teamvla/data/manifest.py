@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from teamvla.data.episodes import find_episodes
-from teamvla.data.npz import read_meta
 from teamvla.errors import EpisodeError, InputError
-from teamvla.files import publish, sha256_file
+from teamvla.files import naming
 
 #: an episode's split where it is left out of the cache
 SKIPPED = ""
@@ -30,6 +27,7 @@ COLUMNS = (
     "size",  # bytes
     "mtime_ns",
     "split",  # train, val, test, or empty: skipped
+    "problem",  # code of what makes it unusable, or empty
     "first_row",  # in the cache's step arrays; -1 if skipped
     "first_action",  # in the cache's padded actions; -1 if skipped
 )
@@ -56,6 +54,7 @@ class Entry:
     num_steps: int
     success: bool
     digest: str
+    problem: str = ""
 
 
 def list_files(roots: Sequence[Path]) -> list[FileState]:
@@ -64,17 +63,24 @@ def list_files(roots: Sequence[Path]) -> list[FileState]:
     Raises:
         InputError: a root is missing or holds no episode, or a file cannot be looked at.
     """
-    files: list[FileState] = []
-    seen: set[Path] = set()
+    return list(_files(roots))
+
+
+def _files(roots: Sequence[Path]) -> Iterator[FileState]:
+    seen: set[str] = set()
+    folders: dict[str, str] = {}
     for number, root in enumerate(roots):
+        above = len(root.parts)
         for path in find_episodes(root):
-            real = path.resolve()
+            folder = os.fspath(path.parent)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            linked = path.is_symlink()
+            real = os.path.realpath(path) if linked else f"{folders[folder]}/{path.name}"
             if real not in seen:
                 seen.add(real)
-                state = _stat(path)
-                below = path.relative_to(root).as_posix()
-                files.append(FileState(number, below, state.st_size, state.st_mtime_ns))
-    return files
+                state, below = _stat(path), "/".join(path.parts[above:])
+                yield FileState(number, below, state.st_size, state.st_mtime_ns)
 
 
 def _stat(path: Path) -> os.stat_result:
@@ -83,16 +89,6 @@ def _stat(path: Path) -> os.stat_result:
     except OSError as error:  # a link to nowhere, or removed while the folder was listed
         reason = (error.strerror or str(error)).lower()
         raise InputError(str(path), "an episode file", reason) from None
-
-
-def read_entry(file: FileState, root: Path) -> Entry:
-    """Look into one episode file; EpisodeError if its metadata cannot be used."""
-    path = root / file.path
-    meta = read_meta(path)
-    if meta["num_steps"] < 1:
-        raise unusable(path, "at least one step", "none", "E501")
-    names = (meta["task"], meta["episode_id"], meta["num_steps"], meta["success"])
-    return Entry(file, *names, digest=sha256_file(path))
 
 
 def unusable(path: Path, expected: str, got: str, code: str) -> EpisodeError:
@@ -108,37 +104,53 @@ class Manifest:
         self.columns = columns
 
     @classmethod
-    def build(cls, entries: Sequence[Entry], splits: Sequence[str], max_chunk: int) -> Manifest:
-        """Give every episode that has a split its rows in the cache."""
-        used = np.array([split != SKIPPED for split in splits])
-        steps = np.array([entry.num_steps for entry in entries]) * used
-        actions = steps + (max_chunk - 1) * used
-        columns = {
-            "root": np.array([entry.file.root for entry in entries], "i4"),
-            "path": _text(entry.file.path for entry in entries),
-            "task": _text(entry.task for entry in entries),
-            "episode_id": _text(entry.episode_id for entry in entries),
-            "num_steps": np.array([entry.num_steps for entry in entries], "i8"),
-            "success": np.array([entry.success for entry in entries], "?"),
-            "digest": _text(entry.digest for entry in entries),
-            "size": np.array([entry.file.size for entry in entries], "i8"),
-            "mtime_ns": np.array([entry.file.mtime_ns for entry in entries], "i8"),
-            "split": _text(splits),
-            "first_row": np.where(used, np.cumsum(steps) - steps, -1),
-            "first_action": np.where(used, np.cumsum(actions) - actions, -1),
-        }
-        return cls(columns)
+    def of(cls, entries: Sequence[Entry]) -> Manifest:
+        """A table of entries, none of which has a split or a place in the cache yet."""
+        nowhere = np.full(len(entries), -1, "i8")
+        return cls(
+            {
+                "root": np.array([entry.file.root for entry in entries], "i4"),
+                "path": as_text(entry.file.path for entry in entries),
+                "task": as_text(entry.task for entry in entries),
+                "episode_id": as_text(entry.episode_id for entry in entries),
+                "num_steps": np.array([entry.num_steps for entry in entries], "i8"),
+                "success": np.array([entry.success for entry in entries], "?"),
+                "digest": as_text(entry.digest for entry in entries),
+                "size": np.array([entry.file.size for entry in entries], "i8"),
+                "mtime_ns": np.array([entry.file.mtime_ns for entry in entries], "i8"),
+                "split": as_text(SKIPPED for _ in entries),
+                "problem": as_text(entry.problem for entry in entries),
+                "first_row": nowhere,
+                "first_action": nowhere,
+            }
+        )
+
+    def merged(self, rows: np.ndarray, other: Manifest, places: np.ndarray) -> Manifest:
+        """Some rows of this table with ``other`` put in, whose rows go to ``places``."""
+        total = len(rows) + len(other)
+        inside = np.zeros(total, bool)
+        inside[places] = True
+        columns = {}
+        for name in COLUMNS:
+            kept, new = self.columns[name][rows], other.columns[name]
+            column = np.empty(total, np.result_type(kept, new))
+            column[~inside], column[inside] = kept, new
+            columns[name] = column
+        return Manifest(columns)
 
     @classmethod
     def open(cls, folder: Path) -> Manifest:
         """Map the columns in ``folder``; ValueError if one is missing or damaged."""
         return cls({name: map_array(folder / f"{name}.npy") for name in COLUMNS})
 
-    def save(self, folder: Path, names: Iterable[str] = COLUMNS) -> None:
-        """Publish columns as ``.npy`` files."""
-        for name in names:
-            column = self.columns[name]
-            publish(folder / f"{name}.npy", partial(_save, column), replace=True)
+    def save(self, folder: Path) -> None:
+        """Write the columns as ``.npy`` files, durably, into a folder nobody looks at yet."""
+        for name in COLUMNS:
+            path = folder / f"{name}.npy"
+            with naming(path), path.open("wb") as file:
+                np.save(file, self.columns[name], allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
 
     def __len__(self) -> int:
         return len(self.columns["path"])
@@ -150,17 +162,9 @@ class Manifest:
         """One cell of a text column."""
         return os.fsdecode(bytes(self.columns[column][row]))
 
-    def entry(self, row: int) -> Entry:
-        """A row as :func:`read_entry` gave it."""
-        numbers = {name: self.columns[name][row].item() for name in ("root", "size", "mtime_ns")}
-        return Entry(
-            FileState(path=self.text("path", row), **numbers),
-            self.text("task", row),
-            self.text("episode_id", row),
-            int(self.columns["num_steps"][row]),
-            bool(self.columns["success"][row]),
-            self.text("digest", row),
-        )
+    def texts(self, column: str) -> list[str]:
+        """All cells of a text column."""
+        return [os.fsdecode(cell) for cell in self.columns[column].tolist()]
 
     def rows(self, split: str | None = None) -> np.ndarray:
         """Rows of the episodes of a split, or of all that the cache holds; int64."""
@@ -181,13 +185,7 @@ class Manifest:
 
     def tasks(self) -> list[str]:
         """The tasks that the cache holds, sorted."""
-        return [name.decode() for name in np.unique(self.columns["task"][self.rows()])]
-
-    def step_slices(self, split: str, first: str = "first_row") -> list[slice]:
-        """Where the steps of a split's episodes stand (``first_action``: their actions)."""
-        rows = self.rows(split)
-        starts, lengths = self.columns[first][rows], self.columns["num_steps"][rows]
-        return [slice(a, a + n) for a, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+        return sorted({name.decode() for name in self.columns["task"][self.rows()].tolist()})
 
 
 def map_array(path: Path) -> np.ndarray:
@@ -199,10 +197,6 @@ def map_array(path: Path) -> np.ndarray:
     return mapped.view(np.ndarray)
 
 
-def _save(column: np.ndarray, file: BinaryIO) -> None:
-    np.save(file, column, allow_pickle=False)
-
-
-def _text(values: Iterable[str]) -> np.ndarray:
+def as_text(values: Iterable[str]) -> np.ndarray:
     """Fixed-width bytes, as the file system has them: a quarter of NumPy's own text."""
     return np.array([os.fsencode(value) for value in values], "S")

@@ -9,6 +9,9 @@ canonical UTF-8 JSON: the metadata and everything that is constant in the episod
   and the metadata's ``instruction`` is that of the first step.
 - Texts are fixed-width unicode arrays. Fields named in the metadata's ``json_fields``
   hold JSON texts; :meth:`Episode.step` parses them.
+- Fields named in ``ragged_fields`` have steps of different lengths: ``points.npy`` holds
+  the rows of all steps one after another, ``points-offsets.npy``, int64[T+1], where each
+  step begins and the last one ends. They are read as :class:`teamvla.data.ragged.Ragged`.
 
 ``numpy.load(path, allow_pickle=False)`` reads these files; this module's reader does so
 without trusting a byte of them: any file gives an :class:`Episode` or an EpisodeError
@@ -25,15 +28,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from teamvla.data.fields import specs_in
+from teamvla.data.metadata import EpisodeMeta, validate_episode_meta
 from teamvla.data.npy import ArrayInfo, npy_pieces, read_array, read_header
-from teamvla.data.schema import (
-    EpisodeMeta,
-    check_text,
-    describe,
-    storable,
-    validate_columns,
-    validate_episode_meta,
-)
+from teamvla.data.ragged import OFFSETS, Ragged
+from teamvla.data.schema import validate_columns
+from teamvla.data.specs import FieldSpec, check_text, describe, storable
 from teamvla.data.zipcontainer import (
     MAX_BYTES,
     MEND,
@@ -58,12 +58,13 @@ class Episode:
     Attributes:
         path: the file it comes from.
         meta: the metadata as JSON data.
-        fields: name -> array, time first. Constants of the episode are expanded.
+        fields: name -> array, time first; a :class:`Ragged` where the steps' lengths vary.
+            Constants of the episode are expanded.
     """
 
     path: Path
     meta: dict[str, Any]
-    fields: dict[str, np.ndarray]
+    fields: dict[str, Any]
 
     @property
     def num_steps(self) -> int:
@@ -87,7 +88,7 @@ class Episode:
         return bool(self.meta["success"])
 
     def step(self, index: int) -> dict[str, Any]:
-        """Step ``index`` as a mapping, numbers and texts as Python values."""
+        """Step ``index`` as a mapping, numbers and texts as Python values, arrays as views."""
         parsed = self.meta.get("json_fields", ())
         return {
             name: parse_json_text(self.path, name, array[index])
@@ -162,7 +163,8 @@ def read_episode(
     """
     with EpisodeFile(path, max_bytes) as file:
         wanted = file.fields if fields is None else tuple(dict.fromkeys(fields))
-        for problem in validate_columns(file.columns(wanted), file.constants, file.num_steps):
+        columns, specs = file.columns(wanted), file.specs
+        for problem in validate_columns(columns, file.constants, file.num_steps, specs):
             if fields is None or problem.code != "E102":
                 raise file.refuse(problem.expected, problem.got, problem.code, problem.where)
         return Episode(file.path, file.meta, {name: file.read(name) for name in wanted})
@@ -170,6 +172,10 @@ def read_episode(
 
 class EpisodeFile:
     """An open episode file: directory and metadata checked, arrays still packed.
+
+    Attributes:
+        members: what the zip file holds, by name, as its directory says.
+        meta: the metadata.
 
     Raises:
         InputError: there is no such file.
@@ -180,13 +186,14 @@ class EpisodeFile:
         self.path = Path(path)
         try:
             check_file(self.path, "an episode file")
-            self._file = self.path.open("rb", buffering=0)
+            self._file = self.path.open("rb", buffering=1 << 16)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise InputError(str(path), "an episode file", reason) from None
         try:
-            self._members = self._directory(max_bytes)
+            self.members = self._directory(max_bytes)
             self.meta = self._read_meta()
+            self._ragged = self._ragged_fields()
         except BaseException:
             self._file.close()
             raise
@@ -205,29 +212,41 @@ class EpisodeFile:
     @property
     def constants(self) -> tuple[str, ...]:
         """The fields that stand in the metadata, once for the whole episode."""
-        return tuple(name for name in CONSTANTS if name not in self._members)
+        return tuple(name for name in CONSTANTS if name not in self.members)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Every field that :meth:`read` knows, sorted."""
-        return tuple(sorted({*self._members, *self.constants} - {"meta"}))
+        stored = (name for name in self.members if not name.endswith(OFFSETS))
+        return tuple(sorted({*stored, *self.constants} - {"meta"}))
+
+    @property
+    def ragged(self) -> tuple[str, ...]:
+        """The fields whose steps differ in length, sorted."""
+        return self._ragged
+
+    @property
+    def specs(self) -> dict[str, FieldSpec]:
+        """The fields that an episode of this contract must have; E411 if it is malformed."""
+        try:
+            return specs_in(self.meta)
+        except SchemaError as error:
+            raise self.refuse(error.expected, error.got, error.code, error.where) from None
 
     def columns(self, names: Iterable[str]) -> Columns:
-        """Dtypes and shapes of the stored fields among ``names``."""
-        infos = {name: self.info(name) for name in names if name not in self.constants}
-        return {name: (info.dtype, info.shape) for name, info in infos.items()}
+        """Dtypes and shapes of the stored fields among ``names``, ``(T, -1, ...)`` if ragged."""
+        return {name: self._column(name) for name in names if name not in self.constants}
 
     def info(self, name: str) -> ArrayInfo:
-        """Dtype and shape of a stored field, without reading it."""
+        """Dtype and shape of a stored field, without reading it; of all rows if ragged."""
         with _Reading(self, name):
             return read_header(*self._open(name))
 
-    def read(self, name: str) -> np.ndarray:
-        """A field's array; constants are expanded (and read-only)."""
+    def read(self, name: str) -> Any:
+        """A field's array, or :class:`Ragged`; constants are expanded (and read-only)."""
         if name in self.constants:
             return np.broadcast_to(np.array(self.meta[name]), (self.num_steps,))
-        with _Reading(self, name):
-            return read_array(*self._open(name))
+        return self._read_ragged(name) if name in self._ragged else self._read_array(name)
 
     def refuse(
         self, expected: str | None, got: str | None, code: str | None, field: str | None = None
@@ -236,22 +255,68 @@ class EpisodeFile:
         where = f"{self.path}: {field}" if field else str(self.path)
         return EpisodeError(where, expected, got, MEND, code=code)
 
+    def _column(self, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+        info = self.info(name)
+        if name not in self._ragged:
+            return info.dtype, info.shape
+        self._check_ragged(name, info)
+        return info.dtype, (self.num_steps, -1, *info.shape[1:])
+
+    def _check_ragged(self, name: str, rows: ArrayInfo) -> None:
+        if not rows.shape:
+            raise self.refuse("rows, one after another", "a single value", "E106", name)
+        offsets, length = self.info(name + OFFSETS), self.num_steps + 1
+        if offsets.dtype != np.int64 or offsets.shape != (length,):
+            got = describe(offsets.dtype, offsets.shape)
+            raise self.refuse(f"int64[{length}]", got, "E116", name + OFFSETS)
+
+    def _read_array(self, name: str) -> np.ndarray:
+        with _Reading(self, name):
+            return read_array(*self._open(name))
+
+    def _read_ragged(self, name: str) -> Ragged:
+        self._check_ragged(name, self.info(name))
+        offsets, rows = self._read_array(name + OFFSETS), self._read_array(name)
+        where = name + OFFSETS
+        if offsets[0] != 0:
+            raise self.refuse("0 at first", str(offsets[0]), "E117", where)
+        if (fall := offsets[1:] < offsets[:-1]).any():
+            got = f"one that falls at step {int(fall.argmax())}"
+            raise self.refuse("offsets that never fall", got, "E118", where)
+        if offsets[-1] != len(rows):
+            raise self.refuse(f"{len(rows)}, the rows, at last", str(offsets[-1]), "E119", where)
+        return Ragged(rows, offsets)
+
+    def _ragged_fields(self) -> tuple[str, ...]:
+        listed = self.meta.get("ragged_fields", [])
+        unknown = [name for name in listed if name not in self.members or name == "meta"]
+        if unknown or len(set(listed)) != len(listed):
+            got = repr(", ".join(unknown or listed))[:80]
+            raise self.refuse("fields of this file, once each", got, "E114", "ragged_fields")
+        whole = {name + OFFSETS for name in listed}
+        found = {name for name in self.members if name.endswith(OFFSETS)}
+        if whole != found:
+            odd = ", ".join(sorted(whole ^ found))
+            expected = "offsets of each of ragged_fields and of no other"
+            raise self.refuse(expected, f"a difference in {odd}", "E115")
+        return tuple(sorted(listed))
+
     def _directory(self, max_bytes: int) -> dict[str, Member]:
         with _Reading(self, None):
             members = read_directory(self._file, str(self.path), max_bytes)
         return {name.removesuffix(".npy"): member for name, member in members.items()}
 
     def _member(self, name: str) -> Member:
-        if name not in self._members:
+        if name not in self.members:
             raise self.refuse(f"a field called {name}", ", ".join(self.fields), "E242")
-        return self._members[name]
+        return self.members[name]
 
     def _open(self, name: str) -> tuple[MemberStream, int, str]:
         member, where = self._member(name), f"{self.path}: {name}"
         return MemberStream(self._file, member, where), member.size, where
 
     def _read_meta(self) -> dict[str, Any]:
-        if "meta" not in self._members:
+        if "meta" not in self.members:
             got = "none: it is not an episode file of version 2"
             raise self.refuse("metadata", got, "E231")
         info = self.info("meta")
@@ -259,7 +324,7 @@ class EpisodeFile:
             raise self.refuse("uint8[n]", describe(info.dtype, info.shape), "E231", "meta")
         if info.nbytes > MAX_META_BYTES:
             raise self.refuse(f"at most {MAX_META_BYTES} bytes", str(info.nbytes), "E125", "meta")
-        return self._parse_meta(self.read("meta").tobytes())
+        return self._parse_meta(self._read_array("meta").tobytes())
 
     def _parse_meta(self, text: bytes) -> dict[str, Any]:
         try:
@@ -282,10 +347,11 @@ def _check_file_meta(meta: dict[str, Any]) -> None:
         if key not in meta:
             raise SchemaError(f"metadata.{key}", "a value", "nothing", code="E122")
     check_text("metadata.instruction", meta["instruction"])
-    listed = meta.get("json_fields", [])
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-        got = type(listed).__name__
-        raise SchemaError("metadata.json_fields", "a list of names", got, code="E124")
+    for key in ("json_fields", "ragged_fields"):
+        listed = meta.get(key, [])
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            got = type(listed).__name__
+            raise SchemaError(f"metadata.{key}", "a list of names", got, code="E124")
 
 
 class _Reading:

@@ -1,4 +1,8 @@
-"""One episode as the cache stores it: pictures side by side, state and actions joined."""
+"""One episode as the cache stores it: pictures side by side, state and actions joined.
+
+Fields that neither the cameras nor the arms of the contract name, and those whose length
+varies from step to step, are not in the cache: they stay in the episode's file.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,13 @@ from typing import Any
 import numpy as np
 
 from teamvla.contract import Contract
+from teamvla.data.cache_codecs import Pictures, encode_jpeg
+from teamvla.data.cache_shards import RowShape, Stored, pictures_crc
 from teamvla.data.manifest import unusable
 from teamvla.data.npz import Episode
+
+#: statistics of pictures are of every so many steps, and there of every so many lines
+EVERY = {"steps": 4, "lines": 8}
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,19 @@ class Layout:
         """Length of the joined vectors: each arm's joints and its gripper."""
         return sum(count + 1 for count in self.joints)
 
+    def columns(self, joint: str, gripper: str) -> list[str]:
+        """What stands where in a joined vector, as in ``q_a[0]``, of fields of these names."""
+        names: list[str] = []
+        for arm, joints in zip(self.arms, self.joints, strict=True):
+            names += [f"{joint}_{arm}[{number}]" for number in range(joints)]
+            names.append(f"{gripper}_{arm}")
+        return names
+
+    def rows(self, max_chunk: int, codec: str) -> RowShape:
+        """The rows of a cache of this layout."""
+        dim = self.action_dim
+        return RowShape(len(self.cameras), self.picture, dim, dim, max_chunk, codec)
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -65,6 +87,30 @@ class Packed:
     state: np.ndarray  # float32 [T,S]
     actions: np.ndarray  # float32 [T,A], without padding
     instructions: list[str]  # T of them
+
+
+def store(packed: Packed, digest: str, jpeg_quality: int | None) -> Stored:
+    """The form in which a shard takes an episode; JPEG if a quality is given."""
+    images = packed.images
+    pictures = Pictures(images) if jpeg_quality is None else encode_jpeg(images, jpeg_quality)
+    return Stored(
+        digest,
+        pictures,
+        pictures_crc(pictures),
+        packed.state,
+        packed.actions,
+        packed.instructions,
+        _pixel_sums(images[:: EVERY["steps"], :, :: EVERY["lines"]]),
+    )
+
+
+def _pixel_sums(images: np.ndarray) -> np.ndarray:
+    """Number, sum and sum of squares of uint8 [T,V,h,w,C]: float64 [V,3,C], exact."""
+    cameras, colours = images.shape[1], images.shape[-1]
+    values = images.swapaxes(0, 1).reshape(cameras, -1, colours).astype(np.float64)
+    ones = np.ones(values.shape[1])  # products with it are faster than sums over a middle axis
+    count = np.full((cameras, colours), float(len(ones)))
+    return np.stack([count, ones @ values, ones @ (values * values)], axis=1)
 
 
 def pack(episode: Episode, layout: Layout) -> Packed:
@@ -87,10 +133,12 @@ def pack(episode: Episode, layout: Layout) -> Packed:
 def _opening(episode: Episode, arm: str, grip: np.ndarray, layout: Layout) -> np.ndarray:
     """The gripper of the state: measured, or the command of the tick before (0, open, at first)."""
     field = f"grip_q_{arm}"
+    if layout.measured_grip != (field in episode.fields):
+        there = (f"{field}, as in the other episodes", "none")
+        not_there = (f"no {field}, as in the other episodes", "one")
+        raise unusable(episode.path, *(there if layout.measured_grip else not_there), "E503")
     if layout.measured_grip:
         return _field(episode, field, "float32", ())
-    if field in episode.fields:
-        raise unusable(episode.path, f"no {field}, as in the other episodes", "one", "E503")
     return np.concatenate([np.zeros(1, np.float32), grip[:-1]])
 
 
@@ -99,6 +147,8 @@ def _field(episode: Episode, name: str, dtype: str, shape: tuple[int, ...]) -> n
     array = episode.fields.get(name)
     if array is None:
         raise unusable(episode.path, expected, "no such field", "E504")
+    if not isinstance(array, np.ndarray):
+        raise unusable(episode.path, expected, "steps of different lengths", "E505")
     if array.dtype != dtype or array.shape != (episode.num_steps, *shape):
         raise unusable(episode.path, expected, f"{array.dtype}{[*array.shape]}", "E505")
     if array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -6,23 +6,24 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from teamvla.data.mixture import TaskMixture
 from teamvla.errors import CheckpointError, ConfigError
 from teamvla.seeds import Domain, generator
 
 
 class EpochRows(list[int]):
-    """The sample numbers of one batch, and the epoch they are drawn in.
+    """The sample numbers of one batch, the epoch they are drawn in, and those that come next.
 
-    The epoch travels with the request, so that augmentation in a worker process can depend
-    on it without any state that would have to be kept in step.
+    They travel with the request, so that in a worker process augmentation can depend on the
+    epoch, and reading ahead on what follows, without any state to be kept in step.
     """
 
-    def __init__(self, rows: list[int], epoch: int) -> None:
+    def __init__(self, rows: list[int], epoch: int, following: list[int] | None = None) -> None:
         super().__init__(rows)
-        self.epoch = epoch
+        self.epoch, self.following = epoch, following or []
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (EpochRows, (list(self), self.epoch))
+        return (EpochRows, (list(self), self.epoch, self.following))
 
 
 class EpochBatchSampler:
@@ -38,14 +39,23 @@ class EpochBatchSampler:
         batch_size: samples in a batch.
         shuffle: whether to permute; otherwise every epoch runs from first to last.
         drop_last: whether to leave out a last batch that is not full.
+        mixture: draws the samples of a shuffled epoch; without it, each comes once.
 
     Raises:
         ConfigError: not even one batch.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, seed: int = 0, shuffle: bool = True, drop_last: bool
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool,
+        mixture: TaskMixture | None = None,
     ) -> None:
+        self.mixture = mixture
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
         self.epoch = self.consumed = 0
@@ -64,14 +74,18 @@ class EpochBatchSampler:
 
     def __iter__(self) -> Iterator[EpochRows]:
         epoch, order = self.epoch, self.order(self.epoch)
-        for batch in range(self.consumed, len(self)):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield EpochRows(rows.tolist(), epoch)
+        size, batches = self.batch_size, range(self.consumed, len(self))
+        following: list[int] = order[batches.start * size :][:size].tolist()
+        for batch in batches:
+            rows, following = following, order[(batch + 1) * size :][:size].tolist()
+            yield EpochRows(rows, epoch, following)
 
     def order(self, epoch: int) -> np.ndarray:
         """The sample numbers of an epoch, int64 [size]."""
         if not self.shuffle:
             return np.arange(self.size)
+        if self.mixture is not None:
+            return self.mixture.order(self.seed, epoch)
         return generator(self.seed, Domain.ORDER, epoch).permutation(self.size)
 
     def advance(self) -> None:

@@ -1,57 +1,44 @@
-"""Which episodes train and which only validate or test: decided by each episode's name.
+"""Which episodes train and which only validate or test: decided by each episode's name alone.
 
-An episode's place is the hash of ``task/episode_id`` as a number in [0, 1): below
-``test_fraction`` it is test, in the next ``val_fraction`` validation, else train.
-No other episode is asked, so adding data never moves one.
+An episode has a place in [0, 1): below ``test_fraction`` it is test, in the next
+``val_fraction`` validation, else train. No other episode is asked. So adding data never
+moves an episode, and it does not matter in which order or how often an index was built.
 
-One rule must look at the others: a task with data always has a train episode, and
-a task with at least :data:`ENOUGH` has a validation one. Where no hash falls there (at
-10 % validation that happens to a third of the sets of ten, to one in 37,000 sets of a hundred), the
-nearest hash stands in. When data is added later, a stand-in may return to train; no
-episode goes the other way, from train to validation, once its task has
-:data:`ENOUGH` episodes and one of them trains.
+The place of a numbered episode (``s0-000012``, ``episode_7``, ``12``) is 1/2 plus the number
+times the golden ratio, less its whole part. Such places fill [0, 1) evenly: of the
+numbers 0, 1, 2, ... every tenth or so validates at ``val_fraction=0.1``, the first of them
+number 9, and among any 13 in a row there is one; random places leave a third of the
+sets of ten without any. The place of every other name is a hash of ``task/episode_id``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 
-ENOUGH = 10
 SPLITS = ("train", "val", "test")
+#: a number by itself: not the last digits of a hexadecimal name
+_NUMBERED = re.compile(r"(?:[a-z_-]*|.*[_-])(\d+)", re.ASCII)
+#: 2**64 divided by the golden ratio
+_STEP = 0x9E3779B97F4A7C15
 
 
 def position(task: str, episode_id: str) -> float:
-    """An episode's place in [0, 1), uniform over names."""
+    """An episode's place in [0, 1)."""
+    if numbered := _NUMBERED.fullmatch(episode_id):
+        return ((int(numbered[1]) * _STEP + (1 << 63)) % (1 << 64) >> 11) / 2.0**53
     digest = hashlib.sha256(f"{task}/{episode_id}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2.0**48
 
 
 def assign_splits(
-    names: Sequence[tuple[str, str]], val_fraction: float, test_fraction: float
+    names: Iterable[tuple[str, str]], val_fraction: float, test_fraction: float
 ) -> list[str]:
     """The split of each (task, episode_id)."""
-    places = [position(*name) for name in names]
     held_out = test_fraction + val_fraction
-    splits = [_split(place, test_fraction, held_out) for place in places]
-    for task in sorted({task for task, _ in names}):
-        members = [i for i, name in enumerate(names) if name[0] == task]
-        members.sort(key=lambda i: (places[i], names[i]))
-        _fill_gaps(splits, members, val_fraction > 0)
-    return splits
-
-
-def _split(place: float, test_fraction: float, held_out: float) -> str:
-    if place < test_fraction:
-        return "test"
-    return "val" if place < held_out else "train"
-
-
-def _fill_gaps(splits: list[str], members: list[int], wants_val: bool) -> None:
-    """Let the nearest hash stand in for an empty train or validation part of one task."""
-    present = {splits[i] for i in members}
-    if "train" not in present:
-        splits[members[-1]] = "train"
-    if wants_val and "val" not in present and len(members) >= ENOUGH:
-        nearest = next(i for i in members if splits[i] == "train")
-        splits[nearest] = "val"
+    places = (position(*name) for name in names)
+    return [
+        "test" if place < test_fraction else "val" if place < held_out else "train"
+        for place in places
+    ]

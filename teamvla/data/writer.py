@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 
+from teamvla.data.claims import Claims, discard, exists, unwritten
 from teamvla.data.columns import Column, column_for
 from teamvla.data.episodes import episode_path
+from teamvla.data.journal import SYNC_EVERY, Journal, hold, unlock_and_close
 from teamvla.data.npz import encode_meta, write_npz
-from teamvla.data.schema import STEP_SPECS, EpisodeMeta, validate_episode_meta, validate_step
+from teamvla.data.schema import (
+    STEP_SPECS,
+    EpisodeMeta,
+    FieldSpec,
+    specs_in,
+    validate_episode_meta,
+    validate_step,
+)
 from teamvla.data.zipcontainer import MAX_BYTES, Compression
-from teamvla.errors import ConfigError, EpisodeError, EpisodeWriteError, SchemaError
-from teamvla.files import publish
+from teamvla.errors import ConfigError, EpisodeError, SchemaError
+from teamvla.files import publish, sync_directory
 
 LOG = logging.getLogger(__name__)
 _ROOM = 1 << 20  # for metadata and headers
-_DERIVED = ("num_steps", "json_fields")
+_DERIVED = ("num_steps", "json_fields", "ragged_fields")
+_SETTLED = ("task", "episode_id", "version", "success", *_DERIVED)
+Leftover = Literal["refuse", "discard"]
 
 
 class EpisodeWriter:
@@ -33,31 +44,55 @@ class EpisodeWriter:
             writer.add_step(step)
             path = writer.end_episode(success=True)
 
-    The bytes of a file depend on its steps, metadata and compression alone. Leaving the
-    block, by an exception or not, drops an episode that was not ended. After an error
-    the writer can be used again: a refused step changes nothing, and an episode that
-    could not be written is dropped.
+    The bytes of a file depend on its steps, metadata and compression alone. Every step
+    goes into a hidden journal as well, from which ``teamvla repair`` makes an episode if
+    the process is killed. Leaving the block, by an exception or not, drops an episode
+    that was not ended, journal and all. After an error the writer can be used again: a
+    refused step changes nothing. An episode that the disk did not take can be ended
+    again; else its journal stays for ``teamvla repair``.
 
     Args:
         root: folder of the episodes; created with the first one.
         fmt: ``npz``.
         compression: ``fast`` (deflate by ISA-L), ``stored`` or ``zlib``.
+        journal: ``False`` for what can be made again: nothing outlives a kill, and two
+            writers that choose ids by themselves may choose the same.
+        leftover: what to do with the journal that a killed writer left of the same
+            episode: ``refuse`` (run ``teamvla repair``) or ``discard`` it.
+        sync_every: after so many steps the journal is synced: a killed process loses no
+            step, a power cut at most these.
     """
 
+    _meta: EpisodeMeta | None
+    _success: bool | None
+    _journal: Journal | None
+    _specs: dict[str, FieldSpec]
+    _columns: dict[str, Column]
+    _failed: bool
+    _num_steps: int
+
     def __init__(
-        self, root: str | Path, fmt: str = "npz", compression: Compression = "fast"
+        self,
+        root: str | Path,
+        fmt: str = "npz",
+        compression: Compression = "fast",
+        *,
+        journal: bool = True,
+        leftover: Leftover = "refuse",
+        sync_every: int = SYNC_EVERY,
     ) -> None:
         if fmt != "npz":
             raise ConfigError("fmt", "npz", repr(fmt))
         if compression not in get_args(Compression):
             raise ConfigError("compression", " or ".join(get_args(Compression)), repr(compression))
+        if leftover not in get_args(Leftover):
+            raise ConfigError("leftover", " or ".join(get_args(Leftover)), repr(leftover))
+        if sync_every < 1:
+            raise ConfigError("sync_every", "at least 1", repr(sync_every))
         self.root = Path(root)
         self._compression: Compression = compression
-        self._next_id: dict[str, int] = {}
-        self._meta: EpisodeMeta | None = None
-        self._success: bool | None = None
-        self._columns: dict[str, Column] = {}
-        self._num_steps = self._step_bytes = 0
+        self._claims = Claims(self.root, compression, journal, leftover == "discard", sync_every)
+        self._reset()
 
     def __enter__(self) -> EpisodeWriter:
         return self
@@ -78,23 +113,26 @@ class EpisodeWriter:
 
         Raises:
             SchemaError: the metadata breaks a rule.
-            EpisodeError: another episode is being written, or this one exists already.
+            EpisodeError: another episode is being written; this one exists already, another
+                process records it, or a killed one left its journal.
+            EpisodeWriteError: the disk is full, or the folder cannot be written.
         """
+        if self._meta is not None and self._failed:
+            self.close()  # the disk refused it: its journal stays
         if self._meta is not None:
             raise self._error("no episode under way", "one that was not ended", "E302")
         if not isinstance(meta, Mapping):
             raise SchemaError("metadata", "a mapping", type(meta).__name__, code="E121")
         given = {key: value for key, value in meta.items() if key not in _DERIVED}
         # The task becomes a folder: it is checked before a path is made of it.
-        validate_episode_meta({**given, "episode_id": given.get("episode_id", "auto")})
-        given.setdefault("episode_id", self._free_id(given["task"]))
-        checked = validate_episode_meta(given)
+        auto = "episode_id" not in given
+        checked = validate_episode_meta({**given, "episode_id": "auto"} if auto else given)
         encode_meta(checked)  # too large is better known now than when all is recorded
-        path = episode_path(self.root, checked.task, checked.episode_id)
-        if path.exists():
-            raise _exists(path)
-        self._meta, self._success = checked, given.get("success")
-        return checked
+        specs = specs_in(given)
+        claim = self._claims.any_free if auto else self._claims.this
+        self._meta, self._journal = claim(given)
+        self._specs, self._success = specs, given.get("success")
+        return self._meta
 
     def add_step(self, step: Mapping[str, Any]) -> None:
         """Copy one step into the episode.
@@ -102,59 +140,86 @@ class EpisodeWriter:
         Raises:
             SchemaError: the step breaks a rule; it was not added.
             EpisodeError: no episode was started, or it is too large for one file.
+            EpisodeWriteError: the disk did not take it; it was not added. The episode goes
+                on, and its journal stays if it is not ended.
         """
         meta = self._current()
         try:
-            validate_step(step)
+            validate_step(step, self._specs)
             self._check_against(meta, step)
-            columns = self._columns or {name: column_for(name, step[name]) for name in step}
+            columns = self._columns or {
+                name: column_for(name, step[name], self._specs) for name in step
+            }
             for name, column in columns.items():
                 column.check(step[name])
         except SchemaError as error:
             raise self._located(error) from None
+        self._add_to_journal(step)
         for name, column in columns.items():
             column.append(step[name])
         if not self._columns:
-            self._columns, self._step_bytes = columns, sum(c.step_bytes for c in columns.values())
+            self._columns = columns
         self._num_steps += 1
 
-    def end_episode(self, success: bool | None = None) -> Path:
+    def end_episode(
+        self, success: bool | None = None, meta: Mapping[str, Any] | None = None
+    ) -> Path:
         """Publish the episode; it appears complete or not at all.
 
         Args:
             success: overrides the metadata's flag; without either, the last step decides.
+            meta: metadata that are known only now.
 
         Returns:
             The episode's file.
 
         Raises:
-            SchemaError: ``success`` is not a flag; the episode is kept.
-            EpisodeError: it has no steps, exists already, or cannot be written. The
-                episode is dropped.
+            SchemaError: ``success`` or ``meta`` break a rule; the episode goes on.
+            EpisodeError: it has no steps, and is dropped; or one of this name appeared
+                meanwhile.
+            EpisodeWriteError: the disk did not take it. Nothing is visible; call it again
+                when there is room, or leave its journal to ``teamvla repair``.
         """
-        meta = self._current()
+        current = self._current()
         if success is not None:
             STEP_SPECS["success"].check("success", success)
             self._success = bool(success)
-        try:
-            if not self._num_steps:
-                raise self._error("at least one step", "none", "E303")
-            path = episode_path(self.root, meta.task, meta.episode_id)
-            return self._publish(path, self._members(meta))
-        finally:
+        if not self._num_steps:
+            error = self._error("at least one step", "none", "E303")
             self.abort()
+            raise error
+        more = {key: value for key, value in (meta or {}).items() if key not in _SETTLED}
+        members = self._members(validate_episode_meta({**current.to_dict(), **more}))
+        self._failed = True  # until it is published: from here on only abort() drops it
+        self._end_journal(more)
+        path = self._publish(episode_path(self.root, current.task, current.episode_id), members)
+        self._failed = False
+        self.abort()
+        return path
 
     def abort(self) -> None:
         """Drop the episode under way, if there is one."""
-        self._meta = self._success = None
-        self._columns = {}
-        self._num_steps = self._step_bytes = 0
+        journal = self._journal
+        self._reset()
+        if journal is not None:
+            discard(journal)
 
     def close(self) -> None:
         """Drop the episode under way, with a warning. The writer can be used again."""
-        if self._meta is not None:
+        if self._meta is not None and self._failed and self._journal is not None:
+            mend = f"make an episode of it with: teamvla repair {self.root}"
+            LOG.warning("%s: not published; its steps stay in a journal, %s", self._where(), mend)
+            self._journal.release()
+            self._reset()
+        elif self._meta is not None:
             LOG.warning("%s: dropped after %d steps, not ended", self._where(), self._num_steps)
         self.abort()
+
+    def _reset(self) -> None:
+        self._meta, self._success, self._journal = None, None, None
+        self._failed = False
+        self._specs, self._columns = STEP_SPECS, {}
+        self._num_steps = 0
 
     def _current(self) -> EpisodeMeta:
         if self._meta is None:
@@ -174,14 +239,23 @@ class EpisodeWriter:
             raise SchemaError(
                 "fields", "those of the first step", f"a change of {odd}", code="E304"
             )
-        elif (self._num_steps + 1) * self._step_bytes > MAX_BYTES - _ROOM:
+        elif self._size_with(step) > MAX_BYTES - _ROOM:
             mend = "End it sooner, or record smaller pictures."
-            got = f"step {self._num_steps} of {self._step_bytes} bytes each"
+            got = f"more with step {self._num_steps}"
             raise SchemaError("size", f"at most {MAX_BYTES} bytes", got, mend, code="E310")
+
+    def _size_with(self, step: Mapping[str, Any]) -> int:
+        """Bytes of the episode with one more step; a guess for texts."""
+        columns = self._columns.items()
+        return sum(
+            c.nbytes + (c.step_bytes or np.asarray(step[name]).nbytes) for name, c in columns
+        )
 
     def _members(self, meta: EpisodeMeta) -> dict[str, np.ndarray]:
         """What the file holds: constants in the metadata, everything else as arrays."""
-        arrays = {name: column.array() for name, column in self._columns.items()}
+        arrays: dict[str, np.ndarray] = {}
+        for column in self._columns.values():
+            arrays |= column.members()
         del arrays["task"]
         instructions = arrays["instruction"]
         if (instructions == instructions[0]).all():
@@ -194,27 +268,60 @@ class EpisodeWriter:
             "instruction": str(instructions[0]),
         }
         parsed = sorted(name for name, column in self._columns.items() if column.is_json)
-        if parsed:
-            content["json_fields"] = parsed
+        ragged = sorted(name for name, column in self._columns.items() if column.is_ragged)
+        content |= {"json_fields": parsed} if parsed else {}
+        content |= {"ragged_fields": ragged} if ragged else {}
         return {**arrays, "meta": encode_meta(validate_episode_meta(content))}
 
     def _publish(self, path: Path, members: dict[str, np.ndarray]) -> Path:
+        held: list[int] = []  # so that a repair can tell this temporary file from a stale one
+
         def fill(file: BinaryIO) -> None:
+            held.append(hold(file.fileno()))
             write_npz(file, members, self._compression)
 
         try:
             return publish(path, fill)
         except OSError as error:
-            if isinstance(error, FileExistsError) and path.exists():
-                raise _exists(path) from None
-            raise _unwritten(path, error) from None
+            if not (isinstance(error, FileExistsError) and path.is_file()):
+                raise unwritten(path, error, self._kept_below) from None
+        finally:
+            for descriptor in held:
+                unlock_and_close(descriptor)
+        return self._published_before(path, members)
 
-    def _free_id(self, task: str) -> str:
-        number = self._next_id.get(task, 0)
-        while episode_path(self.root, task, f"episode-{number:06d}").exists():
-            number += 1
-        self._next_id[task] = number
-        return f"episode-{number:06d}"
+    def _published_before(self, path: Path, members: dict[str, np.ndarray]) -> Path:
+        """The file of this name, if an attempt that failed behind the link made it."""
+        expected = io.BytesIO()
+        write_npz(expected, members, self._compression)
+        try:
+            if path.read_bytes() == expected.getbuffer():
+                sync_directory(path.parent)
+                return path
+        except OSError as error:
+            raise unwritten(path, error, self._kept_below) from None
+        raise exists(path)
+
+    def _add_to_journal(self, step: Mapping[str, Any]) -> None:
+        if self._journal is None:
+            return
+        try:
+            self._journal.add(step)
+        except OSError as error:
+            self._failed = True
+            raise unwritten(Path(self._where()), error, self._kept_below) from None
+
+    def _end_journal(self, meta: Mapping[str, Any]) -> None:
+        if self._journal is None:
+            return
+        try:
+            self._journal.end(self._success, meta)
+        except OSError as error:
+            raise unwritten(Path(self._where()), error, self._kept_below) from None
+
+    @property
+    def _kept_below(self) -> Path | None:
+        return None if self._journal is None else self.root
 
     def _where(self) -> str:
         if self._meta is None:
@@ -227,16 +334,3 @@ class EpisodeWriter:
     def _located(self, error: SchemaError) -> SchemaError:
         where = f"{self._where()}: step {self._num_steps}: {error.where}"
         return type(error)(where, error.expected, error.got, error.mend, code=error.code)
-
-
-def _exists(path: Path) -> EpisodeError:
-    mend = "Choose another id or folder, or remove it."
-    return EpisodeError(str(path), "a new episode", "one that exists", mend, code="E307")
-
-
-def _unwritten(path: Path, error: OSError) -> EpisodeError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        mend = "Free some space and record it again; nothing was left behind."
-        return EpisodeWriteError(str(path), "room on the disk", "none left", mend, code="E308")
-    reason = (error.strerror or str(error)).lower()
-    return EpisodeWriteError(str(path), "a file that can be written", reason, code="E309")

@@ -5,13 +5,15 @@ by ISA-L (ordinary deflate, several times faster than zlib), and the reader trus
 nothing that the file says about itself. Everything is checked before it is believed
 and nothing is inflated beyond the size that was announced and allowed.
 
-Format: PKWARE APPNOTE 6.3, stored and deflated members, no zip64, no comment.
+Format: PKWARE APPNOTE 6.3, stored and deflated members, no comments; zip64 fields only in
+a member's own header, where :func:`numpy.savez` puts them.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -31,10 +33,13 @@ _STORED, _DEFLATED, _VERSION, _UNIX = 0, 8, 20, 3 << 8
 _MIDNIGHT_1980 = 0x21  # the first day that a zip file can name: no clock in the bytes
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _NAME = re.compile(rb"[a-z0-9][a-z0-9_-]{0,63}\.npy")
+_DOS_FOLDER = 0x10
+_SLACK = 64  # a member's zip64 field and data descriptor, as numpy.savez writes them
+_DESCRIPTOR, _ZIP64, _IN_ZIP64 = 0x8, struct.Struct("<2H2Q"), 0xFFFFFFFF
 _MAX_MEMBERS = 128
 _MAX_DIRECTORY = 64 << 10
 _MAX_RATIO = 1100  # deflate cannot do better than 1032
-_BLOCK = 256 << 10
+_FIRST, _AHEAD = 4 << 10, 256 << 10
 _WORTHWHILE = 0.98
 _INFLATE_ERROR: Any = isal_zlib.error  # its stub calls the class an instance
 MAX_BYTES = 2 << 30  # default limit on what one file may expand to
@@ -165,7 +170,7 @@ def _entry(entries: bytes, at: int, where: str) -> tuple[Member, int]:
     if len(entries) - at < _CENTRAL.size or entries[at : at + 4] != _CENTRAL_SIGN:
         raise refuse(where, "a directory entry", "other bytes", "E204")
     row = _CENTRAL.unpack_from(entries, at)
-    flags, method, crc, packed, size, name_length, extra, comment = (row[i] for i in _PLACES)
+    flags, method, crc, packed, size, name_length, extra, comment, kind = (row[i] for i in _PLACES)
     name_at = at + _CENTRAL.size
     end = name_at + name_length + extra + comment
     raw = entries[name_at : name_at + name_length]
@@ -175,6 +180,11 @@ def _entry(entries: bytes, at: int, where: str) -> tuple[Member, int]:
         got = repr(raw[:80])[1:]
         raise refuse(where, f"member names matching {_NAME.pattern.decode()}", got, "E205")
     name = raw.decode("ascii")
+    if comment:
+        raise refuse(f"{where}: {name}", "no comment", f"{comment} bytes of it", "E229")
+    if kind & _DOS_FOLDER or stat.S_IFMT(kind >> 16) not in (0, stat.S_IFREG):
+        got = stat.filemode(kind >> 16)
+        raise refuse(f"{where}: {name}", "an ordinary file", f"a link or folder, {got}", "E219")
     if flags & _ENCRYPTED:
         raise refuse(f"{where}: {name}", "readable content", "an encrypted member", "E207")
     if method not in (_STORED, _DEFLATED):
@@ -184,27 +194,36 @@ def _entry(entries: bytes, at: int, where: str) -> tuple[Member, int]:
     return Member(name, method == _DEFLATED, crc, packed, size, row[-1]), end
 
 
-_PLACES = (3, 4, 7, 8, 9, 10, 11, 12)
+_PLACES = (3, 4, 7, 8, 9, 10, 11, 12, 15)
 
 
 def _check_places(members: Iterable[Member], end: int, where: str) -> None:
-    free_from = 0
+    free_from = slack = 0
     for member in sorted(members, key=lambda member: member.offset):
         if member.offset < free_from:
             raise refuse(f"{where}: {member.name}", "a place of its own", "an overlap", "E211")
+        _check_gap(member.offset - free_from, slack, where)
         free_from = member.offset + _LOCAL.size + len(member.name) + member.packed
+        slack = _SLACK
     if free_from > end:
-        raise refuse(where, "members before the directory", "one that reaches into it", "E211")
+        raise refuse(where, "members before the directory", "one that reaches into it", "E230")
+    _check_gap(end - free_from, slack, where)
+
+
+def _check_gap(gap: int, slack: int, where: str) -> None:
+    if gap > slack:
+        raise refuse(where, "members side by side", f"{gap} bytes that belong to none", "E220")
 
 
 class MemberStream:
-    """The content of one member, inflated no further than it is asked for."""
+    """The content of one member, inflated little further than it is asked for."""
 
     def __init__(self, file: BinaryIO, member: Member, where: str) -> None:
         self._file, self._member = file, member
         self._where = where
         self._inflate: Any = isal_zlib.decompressobj(-15) if member.deflated else None
-        self._packed_left, self._crc = member.packed, 0
+        self._packed_left, self._crc, self._ahead = member.packed, 0, memoryview(b"")
+        self._step = _FIRST  # often nothing but an array's header is wanted
         file.seek(member.offset)
         header = file.read(_LOCAL.size)
         if len(header) < _LOCAL.size or header[:4] != _LOCAL_SIGN:
@@ -214,7 +233,16 @@ class MemberStream:
         name = file.read(row[9])
         if name != member.name.encode("ascii") or row[3] != method or row[2] & _ENCRYPTED:
             raise self._refuse("the directory's name and method", "others", "E212")
-        file.seek(row[10], os.SEEK_CUR)
+        if not self._same_sizes(row[6:9], row[2], file.read(row[10])):
+            raise self._refuse("the directory's sizes and checksum", "others", "E218")
+
+    def _same_sizes(self, sizes: tuple[int, ...], flags: int, extra: bytes) -> bool:
+        """Whether the member's header says of its content what the directory says."""
+        crc, packed, size = sizes
+        if packed == size == _IN_ZIP64 and len(extra) == _ZIP64.size:
+            _, _, size, packed = _ZIP64.unpack(extra)
+        known = (self._member.crc, self._member.packed, self._member.size)
+        return (crc, packed, size) in (known, (0, 0, 0) if flags & _DESCRIPTOR else known)
 
     def read(self, count: int) -> bytes:
         """Exactly ``count`` bytes."""
@@ -226,11 +254,11 @@ class MemberStream:
         """Fill ``target``, a flat view of bytes."""
         done = 0
         while done < len(target):
-            block = self._some(min(len(target) - done, 4 * _BLOCK))
-            if not block:
+            piece = self._some(len(target) - done)
+            if not piece:
                 raise self._refuse(f"{self._member.size} bytes", "fewer", "E214")
-            target[done : done + len(block)] = block
-            done += len(block)
+            target[done : done + len(piece)] = piece
+            done += len(piece)
         self._crc = isal_zlib.crc32(target, self._crc)
 
     def finish(self) -> None:
@@ -244,14 +272,20 @@ class MemberStream:
                 f"checksum {self._member.crc:08x}", f"{self._crc:08x}: the content changed", "E216"
             )
 
-    def _some(self, limit: int) -> bytes:
+    def _some(self, limit: int) -> memoryview:
         """At least one byte and at most ``limit``; none at the end."""
-        if self._inflate is None:
-            return self._raw(limit)
+        if not self._ahead:
+            block = self._raw(self._step) if self._inflate is None else self._more()
+            self._ahead, self._step = memoryview(block), _AHEAD
+        piece, self._ahead = self._ahead[:limit], self._ahead[limit:]
+        return piece
+
+    def _more(self) -> bytes:
+        """The next inflated bytes, ``_step`` at most; none at the end."""
         while not self._inflate.eof:
-            waiting = self._inflate.unconsumed_tail or self._raw(_BLOCK)
+            waiting = self._inflate.unconsumed_tail or self._raw(self._step)
             try:
-                block: bytes = self._inflate.decompress(waiting, limit)
+                block: bytes = self._inflate.decompress(waiting, self._step)
             except _INFLATE_ERROR:
                 raise self._refuse("deflated data", "damaged data", "E213") from None
             if block or not waiting:

@@ -22,6 +22,9 @@ class ArmChains(nn.Module):
     K the cross-product matrix of its axis; p_0 = base + offset_0, and behind it
     p_{i+1} = p_i + R_0 ... R_i offset_{i+1}, the tool being the offset behind the last joint.
     A shorter arm is filled up with joints that neither turn nor reach anywhere.
+
+    Raises:
+        ContractError: an arm's links are not known.
     """
 
     cross: Tensor
@@ -122,10 +125,11 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 def _arm_tensors(arm: Arm, num_joints: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     idle = num_joints - arm.num_joints
-    axes = torch.tensor([link.axis for link in arm.links] + [(0.0, 0.0, 0.0)] * idle)
-    reaches = [link.offset for link in arm.links[1:]] + [arm.tool] + [(0.0, 0.0, 0.0)] * idle
-    start = torch.tensor(arm.base) + torch.tensor(arm.links[0].offset)
-    radii = [link.radius for link in arm.links]
+    links = arm.require_links("forward kinematics")
+    axes = torch.tensor([link.axis for link in links] + [(0.0, 0.0, 0.0)] * idle)
+    reaches = [link.offset for link in links[1:]] + [arm.tool] + [(0.0, 0.0, 0.0)] * idle
+    start = torch.tensor(arm.base) + torch.tensor(links[0].offset)
+    radii = [link.radius for link in links]
     return axes, torch.tensor(reaches), start, torch.tensor(radii + radii[-1:] * idle)
 
 

@@ -17,12 +17,15 @@ from torch.nn import functional
 
 from teamvla.config import Settings
 from teamvla.contract import Contract
+from teamvla.errors import ContractError
 from teamvla.models.kinematics import ArmChains, link_gaps
 
 #: metres of relative motion that count as much as a whole gripper stroke
 _SYNC_LENGTH_M = 0.1
 #: a centimetre, a tenth of a stroke: errors below it fade out, lest they drown the rest
 _SYNC_DELTA = 0.1
+_GEOMETRIC = "the losses sync and collision"
+_WITHOUT = "To train without them: --set loss.sync=0 --set loss.collision=0."
 
 
 class LossConfig(Settings):
@@ -119,14 +122,38 @@ def collision_penalty(gaps: Tensor, margin: float, is_pad: Tensor | None = None)
     return _masked_mean((1 - gaps / margin).relu().sum(-1), is_pad)
 
 
+def needs_geometry(config: LossConfig, contract: Contract) -> bool:
+    """Whether sync or collision counts: they have a weight, and there are several arms."""
+    return len(contract.arms) > 1 and bool(config.sync or config.collision)
+
+
+def require_geometry(config: LossConfig, contract: Contract) -> None:
+    """Raise ContractError if a part that counts needs geometry that the contract has not.
+
+    sync and collision need every arm's links, and actions that are joint positions.
+    """
+    if not needs_geometry(config, contract):
+        return
+    if contract.action != "absolute_joint_position":
+        expected = f"absolute_joint_position, for {_GEOMETRIC}"
+        raise ContractError("contract: action", expected, contract.action, _WITHOUT)
+    for arm in contract.arms:
+        arm.require_links(_GEOMETRIC, _WITHOUT)
+
+
 class ImitationLoss(nn.Module):
-    """The weighted sum of the parts for one contract."""
+    """The weighted sum of the parts for one contract.
+
+    Without the geometry that :func:`require_geometry` asks for it can be made, so that a
+    policy can act, but not called.
+    """
 
     def __init__(self, config: LossConfig, contract: Contract) -> None:
         super().__init__()
         self.config = config
-        self.chains = ArmChains(contract)
         self.pairs = list(combinations(range(len(contract.arms)), 2))
+        self.chains = ArmChains(contract) if all(arm.links for arm in contract.arms) else None
+        self._contract = contract
         self._sizes = [arm.num_joints + 1 for arm in contract.arms]
 
     def forward(
@@ -145,25 +172,32 @@ class ImitationLoss(nn.Module):
             normalized, normalized_target: the same in normalised units.
             logits: grippers [B,K,A].
             is_pad: bool [B,K].
+
+        Raises:
+            ContractError: sync or collision has a weight, but the contract no geometry.
         """
         weights = self.config
+        require_geometry(weights, self._contract)
         parts = {"action": huber_loss(normalized, normalized_target, is_pad, weights.huber_delta)}
         if weights.gripper:
             parts["gripper"] = gripper_bce(logits, self._grippers(target), is_pad)
-        if self.pairs and (weights.sync or weights.collision):
+        if self.chains and needs_geometry(weights, self._contract):
             rows = self._rows(target.shape[1])
-            parts |= self._geometry(predicted[:, rows], target[:, rows], is_pad[:, rows])
+            chosen = predicted[:, rows], target[:, rows], is_pad[:, rows]
+            parts |= self._geometry(self.chains, *chosen)
         total = sum(
             (getattr(weights, name) * part for name, part in parts.items()), torch.zeros(())
         )
         return {"loss": total, **parts}
 
-    def _geometry(self, predicted: Tensor, target: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+    def _geometry(
+        self, chains: ArmChains, predicted: Tensor, target: Tensor, is_pad: Tensor
+    ) -> dict[str, Tensor]:
         parts = {}
-        points = self.chains([arm[..., :-1] for arm in self._arms(predicted)])
+        points = chains([arm[..., :-1] for arm in self._arms(predicted)])
         if self.config.sync:
             with torch.no_grad():
-                demonstrated = self.chains([arm[..., :-1] for arm in self._arms(target)])
+                demonstrated = chains([arm[..., :-1] for arm in self._arms(target)])
             parts["sync"] = sync_loss(
                 points[..., -1, :],
                 demonstrated[..., -1, :],
@@ -172,8 +206,7 @@ class ImitationLoss(nn.Module):
                 is_pad,
             )
         if self.config.collision:
-            radii = self.chains.radii
-            gaps = [link_gaps(points, radii, *pair).flatten(2) for pair in self.pairs]
+            gaps = [link_gaps(points, chains.radii, *pair).flatten(2) for pair in self.pairs]
             margin = self.config.collision_margin
             parts["collision"] = collision_penalty(torch.cat(gaps, dim=-1), margin, is_pad)
         return parts

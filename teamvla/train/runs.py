@@ -26,7 +26,7 @@ from teamvla.errors import CheckpointError, ConfigError, InputError
 from teamvla.files import check_folder, publish
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import resolve_device
-from teamvla.models.losses import LossConfig
+from teamvla.models.losses import LossConfig, require_geometry
 from teamvla.sim import make_env
 from teamvla.sim.tasks import TaskConfig
 from teamvla.train.checkpoints import init_from, load_checkpoint, save_checkpoint
@@ -67,6 +67,7 @@ def build_data(config: DatasetConfig) -> tuple[Any, Any | None]:
 def build_model(project: Project, contract: Contract, statistics: dict[str, Any] | None) -> Policy:
     """The policy of section ``model``, trained with the losses of section ``loss``."""
     config, loss = project.section("model", PolicyConfig), project.section("loss", LossConfig)
+    require_geometry(loss, contract)
     return build_policy(config, contract, statistics, loss, seed=project.session.seed)
 
 

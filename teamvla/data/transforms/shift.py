@@ -1,23 +1,15 @@
-"""What is done to a batch before training sees it.
-
-A transform is any callable from batch to batch. Batches carry ``index`` and ``epoch``
-(int64 [B]): randomness that is a function of (seed, epoch, index) alone gives each
-sample the same picture whatever batch, worker or order it comes in.
-"""
+"""Random translation of the pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from teamvla.config import Settings
-from teamvla.seeds import Domain, sequence
-
-Batch = dict[str, Any]
-Transform = Callable[[Batch], Batch]
+from teamvla.contract import Contract
+from teamvla.data.transforms.base import Batch, Stream, pictures_of, random_words, with_pictures
 
 
 class RandomShiftConfig(Settings):
@@ -26,12 +18,8 @@ class RandomShiftConfig(Settings):
     type: Literal["random_shift"] = "random_shift"
     pixels: int = Field(default=4, ge=1, le=64, description="Largest shift, in pixels, either way.")
 
-    def build(self, seed: int) -> RandomShift:
+    def build(self, seed: int, contract: Contract | None = None) -> RandomShift:
         return RandomShift(self.pixels, seed)
-
-
-#: the settings of any transform that a configuration can name by its `type`
-TransformConfig = RandomShiftConfig
 
 
 class RandomShift:
@@ -47,31 +35,21 @@ class RandomShift:
         self.pixels, self.seed = pixels, seed
 
     def __call__(self, batch: Batch) -> Batch:
-        """Shift ``observations.image`` [B,V,C,H,W]; everything else passes through."""
-        observations = batch["observations"]
-        pictures = np.ascontiguousarray(np.moveaxis(observations["image"], 2, -1))
-        shifts = self.shifts(batch["index"], batch["epoch"], pictures.shape[1])
-        shifted = np.moveaxis(shift_pictures(pictures, shifts), -1, 2)
-        return {**batch, "observations": {**observations, "image": shifted}}
+        """Shift ``observations.image`` [B,(T),V,C,H,W]; everything else passes through."""
+        pictures = pictures_of(batch)
+        if pictures is None:
+            return batch
+        *history, cameras, _, _, _ = pictures.shape[1:]
+        shifts = self.shifts(batch, cameras)
+        for length in history:
+            shifts = np.repeat(shifts[:, None], length, axis=1)
+        return with_pictures(batch, shift_pictures(pictures, shifts))
 
-    def shifts(self, index: np.ndarray, epoch: np.ndarray, cameras: int) -> np.ndarray:
+    def shifts(self, batch: Batch, cameras: int) -> np.ndarray:
         """(dy, dx) of each sample and camera, int64 [B,V,2]."""
-        epochs, which = np.unique(epoch, return_inverse=True)
-        keys = [sequence(self.seed, Domain.AUGMENT, int(e)).generate_state(1, "u8") for e in epochs]
-        key = np.stack(keys)[which]
-        draws = index[:, None] * (2 * cameras) + np.arange(2 * cameras)
-        words = _mix(draws.astype(np.uint64), key) >> np.uint64(32)
+        words = random_words(batch, self.seed, Stream.SHIFT, 2 * cameras)
         steps = words * np.uint64(2 * self.pixels + 1) >> np.uint64(32)
-        return steps.astype(np.int64).reshape(len(index), cameras, 2) - self.pixels
-
-
-def _mix(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Uniform 64-bit words from counters: SplitMix64 (Steele et al. 2014, OOPSLA) at ``key``."""
-    word = key + (counter + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = word ^ (word >> np.uint64(31))
-    return mixed
+        return steps.astype(np.int64).reshape(-1, cameras, 2) - self.pixels
 
 
 def shift_pictures(pictures: np.ndarray, shifts: np.ndarray) -> np.ndarray:
@@ -81,10 +59,10 @@ def shift_pictures(pictures: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     pixels that then come from a neighbouring line are overwritten with the border's.
 
     Args:
-        pictures: any dtype [B,V,H,W,C], contiguous.
-        shifts: int [B,V,2], (dy, dx) of each picture, smaller than the picture.
+        pictures: any dtype [...,H,W,C], contiguous.
+        shifts: int [...,2], (dy, dx) of each picture, smaller than the picture.
     """
-    *_, height, width, channels = pictures.shape
+    height, width, channels = pictures.shape[-3:]
     by_picture = shifts.reshape(-1, 2)
     lines = np.clip(np.arange(height) + by_picture[:, :1], 0, height - 1)
     lines += np.arange(len(by_picture))[:, None] * height

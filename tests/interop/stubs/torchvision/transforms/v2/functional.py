@@ -1,0 +1,1 @@
+"""Named by LeRobot, not used here."""
