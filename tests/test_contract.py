@@ -14,7 +14,7 @@ from sample_steps import CONTRACT, code_of, make_step, rewrite, without
 from teamvla.config import Project
 from teamvla.contract import Arm, Camera, Contract, Link
 from teamvla.data import DatasetConfig, MultiTaskDataset, build_index, make_dataloader
-from teamvla.data.fields import specs_in
+from teamvla.data.fields import meaning_in
 from teamvla.data.npz import read_episode, read_meta
 from teamvla.data.packing import Layout
 from teamvla.data.schema import STEP_SPECS, step_specs, validate_columns, validate_step
@@ -194,7 +194,7 @@ def test_only_other_sizes_are_mended_by_the_camera() -> None:
 def test_two_arms_are_what_is_meant_without_a_contract() -> None:
     assert step_specs(None) is STEP_SPECS
     assert step_specs(two_arm_contract(4, 5)) is STEP_SPECS
-    assert specs_in({}) is STEP_SPECS
+    assert meaning_in({}).specs is STEP_SPECS
 
 
 def test_arms_and_cameras_decide_the_fields() -> None:
@@ -203,13 +203,13 @@ def test_arms_and_cameras_decide_the_fields() -> None:
         "rgb_front", "q_left", "action_left", "grip_left", "instruction", "task", "success",
     ]  # fmt: skip
     assert str(specs["rgb_front"]) == "uint8[H,W,3]"
-    assert specs_in({"contract": ALONE.to_dict()}) == specs
+    assert meaning_in({"contract": ALONE.to_dict()}).specs == specs
     assert all(spec.description.endswith(".") for spec in specs.values())
 
 
 def test_a_malformed_contract_decides_nothing() -> None:
-    assert code_of(specs_in, {"contract": {"arms": 3}}) == "E411"
-    assert code_of(specs_in, {"contract": [1]}) == "E411"
+    assert code_of(meaning_in, {"contract": {"arms": 3}}) == "E411"
+    assert code_of(meaning_in, {"contract": [1]}) == "E411"
 
 
 @pytest.mark.parametrize("name", [*step_specs(ALONE)])

@@ -12,12 +12,12 @@ from synthetic import write_episodes
 
 from teamvla.cli.app import run
 from teamvla.data import find_episodes, read_episode
-from teamvla.data.formats import FORMATS, ConvertConfig, convert
+from teamvla.data.formats import FORMATS, ConvertConfig, Target, convert
 from teamvla.data.formats.building import building
 from teamvla.errors import InputError, MissingDependencyError, SchemaError
 
 PNG = ConvertConfig(images="png")
-WRITABLE = [name for name in FORMATS if FORMATS.get(name).writable]
+WRITABLE = [name for name in FORMATS if issubclass(FORMATS.get(name), Target)]
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_after_an_error_nothing_is_left(root, tmp_path, name, monkeypatch):
     def fails(*arguments: object) -> None:
         raise OSError(28, "no space left on device")
 
-    monkeypatch.setattr("teamvla.data.formats.conversion.verify", fails)
+    monkeypatch.setattr("teamvla.data.formats.folders.verify", fails)
     with pytest.raises(OSError, match="no space"):
         convert(root, name, tmp_path / "out", config=PNG)
     assert [path.name for path in tmp_path.iterdir()] == ["eps"]

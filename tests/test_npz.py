@@ -26,6 +26,7 @@ from sample_steps import (
     npz_bytes,
     with_meta,
     write_episode,
+    write_steps,
     zip_of,
 )
 
@@ -179,7 +180,7 @@ def read_or_code(read: Callable[[], Episode]) -> Episode | None:
 
 
 def test_any_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
-    path = write_episode(tmp_path, steps=1, contract={})
+    path = write_steps(tmp_path, [make_step(0)])
     content, original = path.read_bytes(), read_episode(path)
     rng = random.Random(0)
     refused = 0
@@ -194,7 +195,7 @@ def test_any_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
 
 
 def test_any_truncation_is_refused(tmp_path: Path) -> None:
-    path = write_episode(tmp_path, steps=1, contract={})
+    path = write_steps(tmp_path, [make_step(0)])
     content = path.read_bytes()
     for length in range(0, len(content), 5):
         path.write_bytes(content[:length])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,25 +108,39 @@ def _specs_of(contract: Contract) -> dict[str, FieldSpec]:
     return STEP_SPECS if specs.keys() == STEP_SPECS.keys() else specs
 
 
-def specs_in(meta: Mapping[str, Any]) -> dict[str, FieldSpec]:
-    """The required fields of an episode with this metadata: those of its contract.
+class Meaning(NamedTuple):
+    """What an episode's metadata says that its numbers mean.
+
+    Attributes:
+        contract: ``None`` if the metadata has none.
+        digest: of the contract.
+        specs: the required fields.
+    """
+
+    contract: Contract | None
+    digest: str | None
+    specs: Mapping[str, FieldSpec]
+
+
+def meaning_in(meta: Mapping[str, Any]) -> Meaning:
+    """The contract of an episode with this metadata and what follows from it.
 
     Raises:
         SchemaError: the contract is malformed.
     """
-    contract = meta.get("contract")
-    if not contract:
-        return STEP_SPECS
+    if "contract" not in meta:
+        return Meaning(None, None, STEP_SPECS)
     try:
-        return _specs_of_text(canonical_json(contract))
+        return _meaning_of(canonical_json(meta["contract"]))
     except (ContractError, TypeError, ValueError) as error:
         message = str(error)
-    raise SchemaError("metadata.contract", "a contract", message, code="E411")
+    raise SchemaError("contract", "a contract", message, code="E411")
 
 
-@lru_cache(maxsize=256)
-def _specs_of_text(text: bytes) -> dict[str, FieldSpec]:
-    return step_specs(Contract.parse(json.loads(text), "metadata"))
+@lru_cache(maxsize=256)  # most episodes repeat the contract of the one before
+def _meaning_of(text: bytes) -> Meaning:
+    contract = Contract.parse(json.loads(text), "metadata")
+    return Meaning(contract, contract.digest, step_specs(contract))
 
 
 def arms_of(specs: Mapping[str, FieldSpec]) -> Iterator[str]:

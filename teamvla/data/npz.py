@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from teamvla.data.fields import specs_in
+from teamvla.data.fields import meaning_in
 from teamvla.data.metadata import EpisodeMeta, validate_episode_meta
 from teamvla.data.npy import ArrayInfo, npy_pieces, read_array, read_header
 from teamvla.data.ragged import OFFSETS, Ragged
@@ -175,6 +175,7 @@ class EpisodeFile:
 
     Attributes:
         members: what the zip file holds, by name, as its directory says.
+        constants: the fields that stand in the metadata, once for the whole episode.
         meta: the metadata.
 
     Raises:
@@ -192,6 +193,7 @@ class EpisodeFile:
             raise InputError(str(path), "an episode file", reason) from None
         try:
             self.members = self._directory(max_bytes)
+            self.constants = tuple(name for name in CONSTANTS if name not in self.members)
             self.meta = self._read_meta()
             self._ragged = self._ragged_fields()
         except BaseException:
@@ -210,11 +212,6 @@ class EpisodeFile:
         return int(self.meta["num_steps"])
 
     @property
-    def constants(self) -> tuple[str, ...]:
-        """The fields that stand in the metadata, once for the whole episode."""
-        return tuple(name for name in CONSTANTS if name not in self.members)
-
-    @property
     def fields(self) -> tuple[str, ...]:
         """Every field that :meth:`read` knows, sorted."""
         stored = (name for name in self.members if not name.endswith(OFFSETS))
@@ -226,10 +223,10 @@ class EpisodeFile:
         return self._ragged
 
     @property
-    def specs(self) -> dict[str, FieldSpec]:
+    def specs(self) -> Mapping[str, FieldSpec]:
         """The fields that an episode of this contract must have; E411 if it is malformed."""
         try:
-            return specs_in(self.meta)
+            return meaning_in(self.meta).specs
         except SchemaError as error:
             raise self.refuse(error.expected, error.got, error.code, error.where) from None
 

@@ -17,8 +17,8 @@ from teamvla.data.fields import (
     OPTIONAL_FIELDS,
     STEP_SPECS,
     arms_of,
+    meaning_in,
     spec_of,
-    specs_in,
     step_specs,
 )
 from teamvla.data.metadata import (
@@ -53,8 +53,8 @@ __all__ = [
     "check_text",
     "describe",
     "describe_value",
+    "meaning_in",
     "spec_of",
-    "specs_in",
     "step_specs",
     "storable",
     "validate_columns",

@@ -19,7 +19,7 @@ from teamvla.data.schema import (
     STEP_SPECS,
     EpisodeMeta,
     FieldSpec,
-    specs_in,
+    meaning_in,
     validate_episode_meta,
     validate_step,
 )
@@ -66,7 +66,7 @@ class EpisodeWriter:
     _meta: EpisodeMeta | None
     _success: bool | None
     _journal: Journal | None
-    _specs: dict[str, FieldSpec]
+    _specs: Mapping[str, FieldSpec]
     _columns: dict[str, Column]
     _failed: bool
     _num_steps: int
@@ -128,7 +128,7 @@ class EpisodeWriter:
         auto = "episode_id" not in given
         checked = validate_episode_meta({**given, "episode_id": "auto"} if auto else given)
         encode_meta(checked)  # too large is better known now than when all is recorded
-        specs = specs_in(given)
+        specs = meaning_in(given).specs
         claim = self._claims.any_free if auto else self._claims.this
         self._meta, self._journal = claim(given)
         self._specs, self._success = specs, given.get("success")

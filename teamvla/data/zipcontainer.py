@@ -39,7 +39,7 @@ _DESCRIPTOR, _ZIP64, _IN_ZIP64 = 0x8, struct.Struct("<2H2Q"), 0xFFFFFFFF
 _MAX_MEMBERS = 128
 _MAX_DIRECTORY = 64 << 10
 _MAX_RATIO = 1100  # deflate cannot do better than 1032
-_FIRST, _AHEAD = 4 << 10, 256 << 10
+_FIRST, _AHEAD = 4 << 10, 64 << 10
 _WORTHWHILE = 0.98
 _INFLATE_ERROR: Any = isal_zlib.error  # its stub calls the class an instance
 MAX_BYTES = 2 << 30  # default limit on what one file may expand to
@@ -246,6 +246,10 @@ class MemberStream:
 
     def read(self, count: int) -> bytes:
         """Exactly ``count`` bytes."""
+        if count <= len(self._ahead):
+            piece = bytes(self._some(count))
+            self._crc = isal_zlib.crc32(piece, self._crc)
+            return piece
         block = bytearray(count)
         self.read_into(memoryview(block))
         return bytes(block)

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from teamvla.data.formats.base import ConvertConfig, Source
+from teamvla.data.formats.folders import FolderTarget
 from teamvla.data.formats.hdf5 import (
     OWN,
     Hdf5File,
+    created,
     has_place,
     import_h5py,
     opened,
@@ -51,11 +53,8 @@ _CAMERAS = {"cam_left_wrist": "rgb_a", "cam_right_wrist": "rgb_b"}
 _BOOKKEEPING = frozenset(("compress_len",))
 
 
-class AlohaFormat:
+class AlohaFormat(FolderTarget):
     """``episode_N.hdf5`` files in a folder, or in one folder a task; or one file."""
-
-    name = "aloha"
-    writable = True
 
     def recognises(self, path: Path) -> bool:
         if path.is_file():
@@ -83,7 +82,6 @@ class AlohaFormat:
                 number = numbers.get(episode.task, 0)
                 numbers[episode.task] = number + 1
                 path = folder / episode.task / f"episode_{number}.hdf5"
-                path.parent.mkdir(exist_ok=True)
                 _write(path, episode)
                 bar.advance()
 
@@ -133,7 +131,7 @@ def _write(path: Path, episode: Episode) -> None:
     state, actions = joined.state.astype(np.float64), joined.actions.astype(np.float64)
     for column in joined.contract.grippers:
         state[:, column], actions[:, column] = 1 - state[:, column], 1 - actions[:, column]
-    with import_h5py().File(path, "w", track_order=False) as file:
+    with created(path) as file:
         file.attrs["sim"] = True
         file.attrs["compress"] = False
         for name, values in ((PLACES.state, state), (PLACES.actions, actions)):

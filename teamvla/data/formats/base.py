@@ -1,8 +1,9 @@
-"""What a format is: something that episodes can be read from, written to, or both."""
+"""What a format is: something that episodes are read from. A target is one that they go to."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -16,6 +17,7 @@ from teamvla.files import canonical_json, sha256_file
 from teamvla.registry import Registry
 
 if TYPE_CHECKING:
+    from teamvla.data.formats.job import Job
     from teamvla.data.formats.report import Report
 
 _HOME = "teamvla.data.formats"
@@ -71,20 +73,32 @@ class Source(Protocol):
 class Format(Protocol):
     """A format, without a file."""
 
-    name: str
-    writable: bool
-
     def recognises(self, path: Path) -> bool:
         """Whether ``path`` looks like a data set of this format, by names alone."""
 
     def open(self, path: Path, config: ConvertConfig) -> Source:
         """Open a data set; EpisodeError if it is damaged, ConfigError if a mapping is missing."""
 
-    def describe(self, episode: Episode, config: ConvertConfig, report: Report) -> None:
-        """Tell the report how the format will hold an episode; refuse one that it cannot hold."""
 
-    def build(self, source: Source, folder: Path, config: ConvertConfig) -> None:
-        """Write all episodes of ``source`` into an empty folder."""
+class Target(ABC):
+    """A format that is also written. The others are read only."""
+
+    @abstractmethod
+    def foresee(self, job: Job) -> Report:
+        """Read everything and tell what :meth:`write` will make of it; nothing is written.
+
+        Raises:
+            TeamVLAError: an episode cannot be read, or not be held by the format.
+        """
+
+    @abstractmethod
+    def write(self, job: Job) -> tuple[Report, int]:
+        """Write the episodes of the job; its report, and how many an earlier run had made.
+
+        Raises:
+            InputError: something else is in the way.
+            TeamVLAError: an episode cannot be read, or not be held by the format.
+        """
 
 
 FORMATS: Registry[type[Format]] = Registry(

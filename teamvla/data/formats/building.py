@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -23,10 +24,16 @@ def building(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: another process is filling it.
         FileExistsError: ``folder`` exists.
+        OSError: the disk is full or broken; its ``filename`` is ``folder``.
     """
     if folder.exists():
-        raise FileExistsError(str(folder))
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
     hidden = folder.with_name(f".{folder.name}.converting")
+    with _naming(folder, hidden):
+        yield from _filled(folder, hidden)
+
+
+def _filled(folder: Path, hidden: Path) -> Iterator[Path]:
     held = _claim(hidden)
     try:
         _empty(hidden)
@@ -34,7 +41,7 @@ def building(folder: Path) -> Iterator[Path]:
         _sync_below(hidden)
         # rename() would replace an empty folder that somebody made in the meantime
         if folder.exists():
-            raise FileExistsError(str(folder))
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
         hidden.rename(folder)
         sync_directory(folder.parent)
     except BaseException:
@@ -42,6 +49,18 @@ def building(folder: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(held)
+
+
+@contextmanager
+def _naming(folder: Path, hidden: Path) -> Iterator[None]:
+    """Nobody gave the hidden folder's name, and a failed write or sync has none."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        if named is None or Path(os.fsdecode(named)).is_relative_to(hidden):
+            error.filename, error.filename2 = str(folder), None
+        raise
 
 
 def _claim(hidden: Path) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 
 from teamvla.data.formats.joined import Joined, kept_meta
 from teamvla.data.formats.mapping import MappingConfig
+from teamvla.data.formats.output import filling
 from teamvla.data.npz import MAX_META_BYTES, Episode
 from teamvla.data.ragged import OFFSETS, Ragged
 from teamvla.data.zipcontainer import MAX_BYTES
@@ -48,6 +49,13 @@ def opened(path: Path) -> Iterator[Hdf5File]:
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         got = str(error).partition("\n")[0]
         raise EpisodeError(str(path), "a sound HDF5 file", got, code="E610") from None
+
+
+@contextmanager
+def created(path: Path) -> Iterator[Any]:
+    """A new HDF5 file, as h5py has it; OSError at the end if the disk did not take it all."""
+    with filling(path) as output, import_h5py().File(output, "w", track_order=False) as file:
+        yield file
 
 
 class Hdf5File:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from teamvla.data.formats.base import ConvertConfig, Source, digest_of, digest_of_folder
+from teamvla.data.formats.folders import FolderTarget
 from teamvla.data.formats.joined import Joined, Places, describe_vectors, join
 from teamvla.data.formats.mapped import Foreign, to_episode
 from teamvla.data.formats.mapping import MappingConfig, slug
@@ -40,11 +41,8 @@ OWN = "teamvla."
 _BOOKKEEPING = frozenset(("timestamp", "frame_index", "episode_index", "index", "task_index"))
 
 
-class LeRobotFormat:
+class LeRobotFormat(FolderTarget):
     """A folder with ``meta/info.json``."""
-
-    name = "lerobot"
-    writable = True
 
     def recognises(self, path: Path) -> bool:
         return (path / INFO).is_file()

@@ -6,7 +6,7 @@ import io
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from teamvla.data.formats.lerobot import (
 )
 from teamvla.data.formats.lerobot_statistics import Statistics, episode_statistics
 from teamvla.data.formats.mapping import Passed
+from teamvla.data.formats.output import Output, filling
 from teamvla.data.formats.report import Report
 from teamvla.data.formats.tables import (
     from_numpy,
@@ -82,9 +83,8 @@ class _Files:
         chunk, file = divmod(self._number, _CHUNK_FILES)
         return {"chunk_index": chunk, "file_index": file}
 
-    def is_full(self, path: Path) -> bool:
-        # An encoder that looks ahead makes the file with its first packets only.
-        return path.exists() and path.stat().st_size >= self._limit
+    def is_full(self, output: Output) -> bool:
+        return output.size >= self._limit
 
     def advance(self) -> None:
         self._number += 1
@@ -97,24 +97,28 @@ class _Table:
         self._folder, self._template = folder, template
         self._files = _Files(_DATA_MB)
         self._writer: Any = None
+        self._output: Output | None = None
 
     def add(self, table: Any) -> dict[str, int]:
         """Append rows; the numbers of the file that took them."""
-        path = self._folder / self._template.format(**self._files.numbers)
-        if self._writer is not None and self._files.is_full(path):
+        if self._output is not None and self._files.is_full(self._output):
             self.close()
             self._files.advance()
+        if self._output is None:
             path = self._folder / self._template.format(**self._files.numbers)
-        if self._writer is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = import_parquet().ParquetWriter(path, table.schema, compression="snappy")
+            self._output = Output(path)
+            parquet = import_parquet()
+            self._writer = parquet.ParquetWriter(self._output, table.schema, compression="snappy")
         self._writer.write_table(table)
+        self._output.check()
         return self._files.numbers
 
     def close(self) -> None:
-        if self._writer is not None:
+        if self._output is not None:
+            output, self._output = self._output, None
             self._writer.close()
-            self._writer = None
+            output.close()
+            output.check()
 
 
 class _Camera:
@@ -130,7 +134,7 @@ class _Camera:
 
     def add(self, pictures: np.ndarray) -> dict[str, Any]:
         """Append an episode; where and when it stands."""
-        if self._video is not None and self._files.is_full(self._video.path):
+        if self._video is not None and self._files.is_full(self._video.output):
             self.close()
             self._files.advance()
         if self._video is None:
@@ -146,8 +150,8 @@ class _Camera:
 
     def close(self) -> None:
         if self._video is not None:
-            self._video.close()
-            self._video = None
+            video, self._video = self._video, None
+            video.close()
 
     def info(self) -> dict[str, Any]:
         """Facts of the first file."""
@@ -174,8 +178,7 @@ class _Writer:
         self._tasks: dict[str, int] = {}
         self._statistics = Statistics()
         self._num_episodes = self._num_frames = 0
-        (folder / "meta").mkdir()
-        self._metas: BinaryIO = (folder / EPISODES_META).open("wb")
+        self._metas = Output(folder / EPISODES_META)
 
     def _made_mapping(self, joined: Joined) -> dict[str, Any]:
         fields = {
@@ -261,11 +264,12 @@ class _Writer:
 
     def close_files(self) -> None:
         """Close whatever is open, also after an error."""
-        self._metas.close()
-        self._data.close()
-        self._episodes.close()
-        for camera in self._cameras.values():
-            camera.close()
+        with ExitStack() as closing:
+            closing.callback(self._metas.check)
+            for close in (self._metas.close, self._data.close, self._episodes.close):
+                closing.callback(close)
+            for camera in self._cameras.values():
+                closing.callback(camera.close)
 
     def finish(self) -> None:
         """Write what describes all episodes."""
@@ -278,7 +282,8 @@ class _Writer:
         index = "__index_level_0__"
         table = import_arrow().table({"task_index": [*self._tasks.values()], index: [*self._tasks]})
         table = table.replace_schema_metadata(pandas_index(index))
-        import_parquet().write_table(table, self._folder / "meta/tasks.parquet")
+        with filling(self._folder / "meta/tasks.parquet") as file:
+            import_parquet().write_table(table, file)
 
     def _info(self) -> dict[str, Any]:
         return {

@@ -62,7 +62,7 @@ class Report:
         """The notes of one fate by what they are about."""
         return {note.what: note for note in self.notes() if note.fate == fate}
 
-    def merge(self, other: Report, leave_out: Fate | None = None) -> None:
+    def merge(self, other: Report, leave_out: Fate) -> None:
         """Take over the notes of another part of the same conversion, but for those of one fate."""
         for key, note in other._notes.items():
             if note.fate == leave_out:
@@ -74,6 +74,14 @@ class Report:
     def to_dict(self) -> list[dict[str, Any]]:
         """The notes as JSON data."""
         return [asdict(note) for note in self.notes()]
+
+    @classmethod
+    def from_dict(cls, notes: list[dict[str, Any]]) -> Report:
+        """The report that :meth:`to_dict` gave."""
+        report = cls()
+        for note in notes:
+            report.settle(note["fate"], note["what"], note["into"], note["why"], note["episodes"])
+        return report
 
     def lines(self) -> Iterator[str]:
         """The notes as the lines of a table."""

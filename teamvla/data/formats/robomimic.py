@@ -17,9 +17,11 @@ import numpy as np
 from teamvla.contract import Contract
 from teamvla.data.formats.aloha import describe_own
 from teamvla.data.formats.base import ConvertConfig, Source, digest_of
+from teamvla.data.formats.folders import FolderTarget
 from teamvla.data.formats.hdf5 import (
     OWN,
     Hdf5File,
+    created,
     has_place,
     import_h5py,
     opened,
@@ -41,11 +43,8 @@ PLACES = Places("obs/joint_state", "actions", (0.0, 1.0), (-1.0, 1.0))
 _BOOKKEEPING = frozenset(("rewards", "dones"))
 
 
-class RobomimicFormat:
+class RobomimicFormat(FolderTarget):
     """A file with ``data/demo_N``, or a folder with one such file."""
-
-    name = "robomimic"
-    writable = True
 
     def recognises(self, path: Path) -> bool:
         try:
@@ -74,7 +73,7 @@ class RobomimicFormat:
         total, first = 0, None
         with (
             progress("write robomimic", len(source.names()), "episode") as bar,
-            import_h5py().File(folder / FILE, "w", track_order=False) as file,
+            created(folder / FILE) as file,
         ):
             data = file.create_group("data")
             for number, key in enumerate(source.names()):

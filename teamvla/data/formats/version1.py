@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from teamvla.data.formats.base import ConvertConfig, Source, read_only
+from teamvla.data.formats.base import ConvertConfig, Source
 from teamvla.data.formats.episodes import EpisodeFiles, version_below
 from teamvla.data.formats.report import Report
 from teamvla.data.npz import Episode
@@ -33,17 +33,8 @@ class Version1Files(EpisodeFiles):
 class Version1Format:
     """``.npz`` files of object arrays, as older recorders wrote them."""
 
-    name = "version1"
-    writable = False
-
     def recognises(self, path: Path) -> bool:
         return version_below(path) == 1
 
     def open(self, path: Path, config: ConvertConfig) -> Source:
         return Version1Files(path, config)
-
-    def describe(self, episode: Episode, config: ConvertConfig, report: Report) -> None:
-        raise read_only(self.name)
-
-    def build(self, source: Source, folder: Path, config: ConvertConfig) -> None:
-        raise read_only(self.name)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from teamvla.data.formats.base import ConvertConfig
+from teamvla.data.formats.output import Output
 from teamvla.errors import ConfigError, EpisodeError, MissingDependencyError
 
 _GROUP = 2  # pictures from one key frame to the next: seeking is near everywhere
@@ -32,6 +33,7 @@ class VideoWriter:
 
     Raises:
         ConfigError: the encoder does not take pictures of this size.
+        OSError: the disk does not take the file.
     """
 
     def __init__(
@@ -41,10 +43,9 @@ class VideoWriter:
         if config.codec == "libx264" and (height % 2 or width % 2):
             mend = "Use the codec libsvtav1, or PNG pictures."
             raise ConfigError("codec", "even sizes for libx264", f"{height} x {width}", mend)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.num_frames = path, 0
         self._av = import_av()
-        self._file = self._av.open(str(path), "w")
+        self.num_frames, self.output = 0, Output(path)
+        self._file = self._av.open(self.output, "w", format="mp4")
         options = {"g": str(_GROUP), "crf": str(config.crf)}
         self._stream = self._file.add_stream(config.codec, fps, options=options)
         self._stream.pix_fmt = _PIXELS
@@ -56,11 +57,14 @@ class VideoWriter:
             frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
             self._file.mux(self._stream.encode(frame))
             self.num_frames += 1
+        self.output.check()
 
     def close(self) -> None:
         """Write what the encoder still holds, and the index at the end."""
         self._file.mux(self._stream.encode())
         self._file.close()
+        self.output.close()
+        self.output.check()
 
 
 def video_info(path: Path) -> dict[str, Any]:

@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 
 from teamvla.contract import Arm, Contract
+from teamvla.data.fields import meaning_in
 from teamvla.data.npz import Columns, EpisodeFile, parse_json_text
-from teamvla.data.schema import STEP_SPECS, FieldSpec, spec_of, step_specs, validate_columns
+from teamvla.data.schema import STEP_SPECS, FieldSpec, spec_of, validate_columns
 from teamvla.data.validation.pictures import Pictures, sum_up
 from teamvla.data.validation.record import Record
-from teamvla.errors import ContractError, SchemaError
+from teamvla.errors import SchemaError
 
 _LIMIT_SLACK = 1e-4  # rad; float32 targets at a limit may lie this far beyond it
 _RATE_SLACK = 0.1
 Problem = tuple[int | None, SchemaError]
 Problems = Iterator[Problem]
-_Parsed = tuple[Contract, str, Mapping[str, FieldSpec]]
-_last: tuple[Any, _Parsed] | None = None
 
 
 def check_place(file: EpisodeFile, root: Path) -> Problems:
@@ -137,19 +136,15 @@ class Structure:
             yield from _first(wrong, "task", expected, small["task"], "E404")
 
     def _read_contract(self) -> Generator[Problem, None, Contract | None]:
-        meta = self._file.meta
-        if "contract" not in meta:
-            return None
         try:
-            contract, true, self._specs = _parse_contract(meta["contract"])
-        except ContractError as error:
-            yield None, SchemaError("contract", "a contract", error.where, code="E411")
+            contract, self._digest, self._specs = meaning_in(self._file.meta)
+        except SchemaError as error:
+            yield None, error
             return None
-        self._digest = true
-        digest = meta.get("contract_digest", true)
-        if digest != true:
-            got = str(digest)[:12]
-            yield None, SchemaError("contract_digest", true[:12], got, code="E411")
+        said = self._file.meta.get("contract_digest", self._digest)
+        if contract is not None and said != self._digest:
+            expected, got = str(self._digest)[:12], str(said)[:12]
+            yield None, SchemaError("contract_digest", expected, got, code="E411")
         return contract
 
     def _time(self, contract: Contract | None) -> Problems:
@@ -196,16 +191,6 @@ class Structure:
         for joint in np.flatnonzero(wrong.any(axis=0)):
             expected = f"{arm.joint_names[joint]} in [{low[joint]:g}, {high[joint]:g}] rad"
             yield from _first(wrong[:, joint], name, expected, action[:, joint], "E414")
-
-
-def _parse_contract(data: Any) -> _Parsed:
-    """The contract, its digest and the fields it asks for; most episodes repeat the one before."""
-    global _last
-    last = _last  # other threads may replace it meanwhile
-    if last is None or last[0] != data:
-        contract = Contract.parse(data, "metadata")
-        last = _last = (data, (contract, contract.digest, step_specs(contract)))
-    return last[1]
 
 
 def _check_values(name: str, array: np.ndarray, spec: FieldSpec) -> Problems:
