@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +87,20 @@ def hidden(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*")]
 
 
-def chosen(count: int, most: int) -> Iterator[int]:
-    """``most`` of the numbers below ``count``, evenly, the first and the last among them."""
-    return iter(sorted({round(i * (count - 1) / (most - 1)) for i in range(min(most, count * 2))}))
+def chosen(count: int, most: int) -> list[int]:
+    """At most ``most`` of the numbers below ``count``, evenly, the first and the last of them."""
+    number = min(most, count)
+    return [index * (count - 1) // max(1, number - 1) for index in range(number)]
 
 
 def sweep(root: Path, tmp_path: Path, capsys: Any, kind: tuple[str, str], most: int) -> int:
-    """Let calls fail one after another; how many there were to choose from."""
+    """Let ``most`` of the calls fail, one after another; how many failures told of themselves."""
     name, images = kind
     with pytest.MonkeyPatch.context() as patch:
         faults = Faults(patch)
         assert run(command(root, name, images, tmp_path / "counted")) == 0
     capsys.readouterr()
+    failed = 0
     for number in chosen(faults.count, most):
         reason = (errno.ENOSPC, errno.EIO)[number % 2]
         out = tmp_path / str(number) / "out"
@@ -108,6 +110,10 @@ def sweep(root: Path, tmp_path: Path, capsys: Any, kind: tuple[str, str], most: 
             code = run(command(root, name, images, out))
         said = capsys.readouterr().err
         assert fault.fired
+        lossy = images == "video"
+        if code == 0:  # the call was of no consequence: a folder that was there, a second name
+            assert is_whole(root, out, lossy=lossy)
+            continue
         assert code == 3, (number, said)
         errors = [line for line in said.splitlines() if "dropped" not in line]
         assert len(errors) == 1, said
@@ -116,22 +122,22 @@ def sweep(root: Path, tmp_path: Path, capsys: Any, kind: tuple[str, str], most: 
         if name == "episodes":
             assert all(read_episode(path).num_steps for path in out.rglob("[!.]*.npz"))
         elif out.exists():  # only what failed after the renaming
-            assert is_whole(root, out, lossy=images == "video")
+            assert is_whole(root, out, lossy=lossy)
         else:
-            # a disk that refuses everything does not even remove
-            assert hidden(out.parent) in ([], [".out.converting"])
+            assert hidden(out.parent) == []
         assert run(command(root, name, images, out)) == 0
-        assert is_whole(root, out, lossy=images == "video")
+        assert is_whole(root, out, lossy=lossy)
         assert hidden(out.parent) == []
+        failed += 1
         capsys.readouterr()
-    return faults.count
+    return failed
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_whichever_write_fails_one_error_tells_and_a_second_run_succeeds(
     root, tmp_path, capsys, kind
 ):
-    assert sweep(root, tmp_path, capsys, kind, 12 if kind[1] == "png" else 5) > 15
+    assert sweep(root, tmp_path, capsys, kind, 12 if kind[1] == "png" else 5) >= 4
 
 
 @pytest.mark.slow

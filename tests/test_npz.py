@@ -22,6 +22,7 @@ from sample_steps import (
     header,
     json_bytes,
     load,
+    make_step,
     npy,
     npz_bytes,
     with_meta,

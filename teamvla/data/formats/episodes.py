@@ -81,14 +81,14 @@ def _publish(writer: EpisodeWriter, episode: Episode, job: Job, digest: str) -> 
         got = "one of another source or other settings"
         raise job.in_the_way(path, "an episode of this conversion", got)
     meta = {key: value for key, value in episode.meta.items() if key not in DERIVED_META}
-    writer.start_episode({**meta, "converted": {"from": job.format_from, "digest": digest}})
-    for index in range(episode.num_steps):
-        writer.add_step(episode.step(index))
     try:
+        writer.start_episode({**meta, "converted": {"from": job.format_from, "digest": digest}})
+        for index in range(episode.num_steps):
+            writer.add_step(episode.step(index))
         writer.end_episode(success=episode.success)
-    except EpisodeError:
+    except EpisodeError as error:
         # Another process may have converted the same episode in the meantime.
-        if path.exists() and _origin(path).get("digest") == digest:
+        if error.code == "E307" and _origin(path).get("digest") == digest:
             writer.abort()
             return False
         raise
