@@ -160,8 +160,50 @@ def test_a_sample_is_colored_alike_in_every_batch_but_not_in_every_epoch() -> No
 
 
 def test_an_unknown_transform_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'random_shift', 'color', 'mirror'"):
+    with pytest.raises(ConfigError, match=r"transforms\.0\.type.*'rotate' \(known: random_shift, color, mirror"):
         DatasetConfig.parse({"transforms": [{"type": "rotate"}]})
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "dataset.transforms.0.pixel=3",
+            "--set dataset.transforms.0.pixel=3: error: unknown key "
+            "'dataset.transforms.0.pixel'; did you mean 'pixels'? (known: type, pixels)",
+        ),
+        (
+            "dataset.transforms=[{type: randm_shift}]",
+            "--set dataset.transforms=[{type: randm_shift}]: error: dataset.transforms.0.type: "
+            "no such choice, got 'randm_shift'; did you mean 'random_shift'? "
+            "(known: random_shift, color, mirror)",
+        ),
+        (
+            "dataset.transforms=[{pixels: 3}]",
+            "--set dataset.transforms=[{pixels: 3}]: error: "
+            "missing key 'dataset.transforms.0.type'",
+        ),
+    ],
+)
+def test_a_wrong_setting_of_a_transform_is_explained(override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Project.load("train_bc", [override]).section("dataset", DatasetConfig)
+    assert str(caught.value) == line
+
+
+def test_a_wrong_key_of_a_transform_in_a_file_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("dataset:\n  transforms:\n    - type: color\n      brightnes: 0.2\n")
+    with pytest.raises(ConfigError) as caught:
+        Project.load(str(path)).section("dataset", DatasetConfig)
+    expected = "mine.yaml:4:7: error: unknown key 'dataset.transforms.0.brightnes'; did you mean"
+    assert f"{expected} 'brightness'?" in str(caught.value)
+
+
+def test_a_setting_of_one_transform_is_changed_by_its_place() -> None:
+    project = Project.load("train_bc", ["dataset.transforms.0.pixels=3"])
+    (shift,) = project.section("dataset", DatasetConfig).transforms
+    assert shift == RandomShiftConfig(pixels=3)
 
 
 def test_every_transform_is_built_from_its_type_alone() -> None:

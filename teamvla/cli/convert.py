@@ -49,6 +49,11 @@ def convert(
     Reads and writes episodes, LeRobot v3, ALOHA and robomimic data sets; rewrites episode
     files of version 1. Ends with a report of what was carried, changed, added or lost,
     which is also written into the output.
+
+    Settings: mapping (and the keys in it, as mapping.control_hz), control_hz, task,
+    instruction, legacy_actions, compression (fast, stored or zlib), images (video or
+    png), codec (libsvtav1 or libx264), crf (0 to 51), jpeg_channels (rgb or bgr).
+    docs/your_robot.md tells what they mean.
     """
     from teamvla.data.formats import convert as run
     from teamvla.data.formats.settings import load_settings

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from teamvla.config.settings import Settings
@@ -21,14 +22,23 @@ def explain(
     for detail in details:
         if _follows_from_another(detail, details):
             continue
-        key, value = _marks(source, (*at, *detail["loc"]))
-        kind = detail["type"]
+        loc, around = _located(model, detail["loc"])
+        kind, context = detail["type"], detail.get("ctx", {})
+        if kind.startswith("union_tag"):
+            loc = (*loc, context["discriminator"].strip("'"))
+        key, value = _marks(source, (*at, *loc))
+        where = ".".join(map(str, (*at, *loc)))
         if kind == "extra_forbidden":
-            yield _unknown_key(key, detail, model, at)
-        elif kind == "missing":
-            yield f"{key}: error: missing key '{_dotted(at, detail['loc'])}'"
+            text = f"{key}: error: unknown key '{where}'"
+            yield text + unknown_name(str(loc[-1]), [*getattr(around, "model_fields", {})])
+        elif kind in {"missing", "union_tag_not_found"}:
+            yield f"{key}: error: missing key '{where}'"
+        elif kind == "union_tag_invalid":
+            known = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
+            text = f"{value}: error: {where}: no such choice, got {context['tag']!r}"
+            yield text + unknown_name(str(context["tag"]), known)
         else:
-            yield _wrong_value(value, detail, at)
+            yield _wrong_value(value, detail, where)
 
 
 def _follows_from_another(detail: ErrorDetails, details: list[ErrorDetails]) -> bool:
@@ -52,15 +62,7 @@ def _abbreviated(name: str, known: list[str]) -> list[str]:
     return [k for k in known if k in words or k == initials]
 
 
-def _unknown_key(mark: Mark, detail: ErrorDetails, model: type[Settings], at: Address) -> str:
-    *parents, last = detail["loc"]
-    known = _fields(model, tuple(parents))
-    text = f"{mark}: error: unknown key '{_dotted(at, detail['loc'])}'"
-    return text + unknown_name(str(last), known)
-
-
-def _wrong_value(mark: Mark, detail: ErrorDetails, at: Address) -> str:
-    where = _dotted(at, detail["loc"])
+def _wrong_value(mark: Mark, detail: ErrorDetails, where: str) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     text = f"{mark}: error: {where}: {message[:1].lower()}{message[1:]}"
     if detail["type"] == "value_error":
@@ -81,14 +83,38 @@ def _marks(source: Source, address: Address) -> tuple[Mark, Mark]:
     return source.marks.get(address, (fallback, fallback))
 
 
-def _fields(model: type[Any], parents: Address) -> list[str]:
-    for name in parents:
-        field = model.model_fields.get(name) if hasattr(model, "model_fields") else None
-        if field is None:
-            return []
-        model = field.annotation
-    return list(getattr(model, "model_fields", {}))
+def _located(model: type[Settings], loc: Address) -> tuple[Address, Any]:
+    """The address as the user wrote it, and the type of what its last part stands in.
+
+    Where a key decides between several settings (a union with a discriminator), pydantic
+    puts that key's value into the address.
+    """
+    written: list[str | int] = []
+    here: Any = model
+    around: Any = model
+    for part in loc:
+        choices = _choices(here)
+        if part in choices:
+            here = choices[part]
+        else:
+            written.append(part)
+            around, here = here, _inside(here, part)
+    return tuple(written), around
 
 
-def _dotted(at: Address, loc: Address) -> str:
-    return ".".join(map(str, (*at, *loc)))
+def _choices(kind: Any) -> dict[str | int, Any]:
+    """The settings that a discriminated union decides between, by the deciding value."""
+    if get_origin(kind) is not Annotated:
+        return {}
+    union, *notes = get_args(kind)
+    keys = [note.discriminator for note in notes if isinstance(note, FieldInfo)]
+    settings = get_args(union) if keys else ()
+    return {one.model_fields[keys[0]].default: one for one in settings}
+
+
+def _inside(kind: Any, part: str | int) -> Any:
+    """The type of a member of settings, a tuple or a list; None where that is not known."""
+    if isinstance(part, int):
+        return next(iter(get_args(kind)), None)
+    field = getattr(kind, "model_fields", {}).get(part)
+    return None if field is None else field.annotation

@@ -133,26 +133,49 @@ def parse_override(item: str) -> Source:
 
 
 def merge(lower: Source, upper: Source) -> Source:
-    """``upper`` laid over ``lower``: mappings merge key by key, everything else is replaced."""
+    """``upper`` laid over ``lower``: mappings merge key by key, everything else is replaced.
+
+    Keys that are numbers, over a list, are places in it: ``transforms.0.pixels``.
+    """
     marks = dict(lower.marks)
     data = _merge_data(lower.data, upper.data, (), marks)
-    return Source(data, {**marks, **upper.marks})
+    return Source(data, {**marks, **{_address(data, a): m for a, m in upper.marks.items()}})
 
 
 def _merge_data(
-    lower: dict[str, Any], upper: dict[str, Any], at: Address, marks: dict[Address, Any]
-) -> dict[str, Any]:
+    lower: dict[Any, Any], upper: dict[Any, Any], at: Address, marks: dict[Address, Any]
+) -> dict[Any, Any]:
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)
         if isinstance(below, dict) and isinstance(value, dict):
             merged[key] = _merge_data(below, value, (*at, key), marks)
+        elif isinstance(below, list) and _are_places(value, len(below)):
+            items: dict[str | int, Any] = dict(enumerate(below))
+            changes = {int(place): change for place, change in value.items()}
+            merged[key] = [*_merge_data(items, changes, (*at, key), marks).values()]
         else:
             merged[key] = value
             address = (*at, key)
             for stale in [a for a in marks if a[: len(address)] == address]:
                 del marks[stale]
     return merged
+
+
+def _are_places(value: Any, count: int) -> bool:
+    """Whether all keys of a mapping are numbers of items of a list."""
+    return isinstance(value, dict) and all(k.isdecimal() and int(k) < count for k in value)
+
+
+def _address(data: Any, written: Address) -> Address:
+    """The address with numbers where it leads into lists."""
+    address: list[str | int] = []
+    for part in written:
+        place = int(part) if isinstance(data, list) and str(part).isdecimal() else part
+        address.append(place)
+        inside = isinstance(data, dict) or isinstance(place, int)
+        data = data[place] if inside else None
+    return tuple(address)
 
 
 def _kind(node: yaml.Node) -> str:

@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from teamvla.data.cache_codecs import decode_jpeg
 from teamvla.data.cache_shards import RowShape, Shard, ShardInfo
@@ -79,11 +78,10 @@ class Cache:
         if not 1 <= length <= self.shape.max_chunk:
             raise ValueError(f"chunks of 1 to {self.shape.max_chunk} actions, not {length}")
         if len(self.shards) == 1:
-            chunks: np.ndarray = _windows(self.shards[0], length)[first]
-            return chunks
+            return _chunks(self.shards[0], first, length)
         out = np.empty((*first.shape, length, self.shape.actions), np.float32)
         for number, chosen, local in self._split(first, self.action_ends):
-            out[chosen] = _windows(self.shards[number], length)[local]
+            out[chosen] = _chunks(self.shards[number], local, length)
         return out
 
     def prefetch(self, rows: np.ndarray) -> None:
@@ -93,22 +91,19 @@ class Cache:
 
     def _rows(self, name: str, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
         first: np.ndarray = getattr(self.shards[0], name)
-        out = np.empty((*rows.shape, *first.shape[1:]), first.dtype)
         if len(self.shards) == 1:
-            # Without `mode`, take with `out` copies into a buffer first.
-            return np.take(first, rows, axis=0, out=out, mode="clip")
+            return first.take(rows, axis=0, mode="clip")
+        out = np.empty((*rows.shape, *first.shape[1:]), first.dtype)
         for number, chosen, local in self._split(rows, ends):
             out[chosen] = getattr(self.shards[number], name).take(local, axis=0, mode="clip")
         return out
 
     def _numbers(self, rows: np.ndarray) -> np.ndarray:
+        if len(self.shards) == 1:
+            return _numbers(self.shards[0], rows)
         out = np.empty(rows.shape, np.int64)
         for number, chosen, local in self._split(rows, self.row_ends):
-            shard = self.shards[number]
-            numbers, count = shard.language.take(local, mode="clip"), len(shard.instructions)
-            if numbers.size and not 0 <= numbers.min() <= numbers.max() < count:
-                where, expected = str(shard.folder), f"numbers below {count} in language.npy"
-                raise InputError(where, expected, "others", _MEND)
+            numbers = _numbers(self.shards[number], local)
             out[chosen] = numbers + self._first_instructions[number]
         return out
 
@@ -157,6 +152,20 @@ class Cache:
             yield number, chosen, rows[chosen] - start
 
 
-def _windows(shard: Shard, length: int) -> np.ndarray:
-    """View [rows, length, A]: the actions from each row on."""
-    return sliding_window_view(shard.actions, length, axis=0).swapaxes(-1, -2)
+def _chunks(shard: Shard, first: np.ndarray, length: int) -> np.ndarray:
+    """The actions from each row on: float32 [*first.shape, length, A]."""
+    actions = shard.actions
+    # One opaque item per chunk lets the gather copy each with a single memcpy.
+    chunk = np.dtype((np.void, actions.strides[0] * length))
+    starts = len(actions) - length + 1
+    chunks = np.ndarray((starts,), chunk, actions.data, strides=actions.strides[:1])
+    return chunks[first].view(np.float32).reshape(*first.shape, length, actions.shape[1])
+
+
+def _numbers(shard: Shard, rows: np.ndarray) -> np.ndarray:
+    """Numbers of the shard's instructions, int64; InputError if there is none of that number."""
+    numbers, count = shard.language.take(rows, mode="clip"), len(shard.instructions)
+    if numbers.size and numbers.view(np.uint32).max() >= count:  # those below 0 too
+        where, expected = str(shard.folder), f"numbers below {count} in language.npy"
+        raise InputError(where, expected, "others", _MEND)
+    return numbers.astype(np.int64)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +18,10 @@ import numpy as np
 from teamvla.files import naming
 
 HEADER = 512
+#: bytes that are written at a time: the system finds room for few pages faster than for many
+_PIECE = 128 << 10
+#: bytes after which the disk begins to take what was written, while more comes
+_SYNC_AFTER = 64 << 20
 
 
 class ArrayFile:
@@ -29,19 +34,43 @@ class ArrayFile:
     def __init__(self, path: Path, dtype: np.dtype, row: tuple[int, ...]) -> None:
         self.path, self.dtype, self.row, self.rows = path, dtype, row, 0
         self._file = path.open("wb")
-        self._file.write(bytes(HEADER))
+        with naming(path):
+            self._file.write(bytes(HEADER))
+        self._waiting = 0
+        self._syncing: Future[None] | None = None
+        self._thread: ThreadPoolExecutor | None = None
 
     def append(self, block: np.ndarray) -> None:
         """Add rows."""
         assert block.dtype == self.dtype
         assert block.shape[1:] == self.row
+        content = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         with naming(self.path):
-            self._file.write(np.ascontiguousarray(block).data)
+            for start in range(0, len(content), _PIECE):
+                self._file.write(content[start : start + _PIECE])
+            self._sync_some(len(content))
         self.rows += len(block)
+
+    def _sync_some(self, more: int) -> None:
+        """Now and then let another thread wait for the disk, so that the end comes soon."""
+        self._waiting += more
+        if self._waiting < _SYNC_AFTER or not (self._syncing is None or self._syncing.done()):
+            return
+        self._waiting = 0
+        self._synced()
+        self._thread = self._thread or ThreadPoolExecutor(1, "sync")
+        self._syncing = self._thread.submit(os.fdatasync, self._file.fileno())
+
+    def _synced(self) -> None:
+        """Wait for the other thread; OSError if the disk refused what was written."""
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
 
     def close(self) -> None:
         """Put the number of rows in and make the file durable."""
-        with naming(self.path), self._file as file:
+        with naming(self.path), self._file as file, self._thread or nullcontext():
+            self._synced()
             file.seek(0)
             file.write(header(self.dtype, (self.rows, *self.row)))
             file.flush()
@@ -54,8 +83,8 @@ class ArrayFile:
         if kind is None:
             self.close()
         else:
-            with suppress(OSError):  # what went wrong first is what matters
-                self._file.close()
+            with suppress(OSError), self._file, self._thread or nullcontext():
+                self._synced()  # what went wrong first is what matters
 
 
 class MappedArray:

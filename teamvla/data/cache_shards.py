@@ -30,7 +30,7 @@ from isal import isal_zlib
 
 from teamvla.data.cache_codecs import Pictures
 from teamvla.data.cache_files import ArrayFile, MappedArray
-from teamvla.files import canonical_json, read_json, sha256_file, sync_directory, write_json
+from teamvla.files import canonical_json, naming, read_json, sha256_file, sync_directory, write_json
 
 ARRAYS = ("images", "state", "language", "actions")
 _NAME = re.compile(r"shard-\d{4,}")
@@ -175,7 +175,8 @@ class ShardWriter:
                 with ArrayFile(self.folder / f"{name}.npy", array.dtype, ()) as file:
                     file.append(array)
             write_json(self.folder / "shard.json", _checksums(self.folder))
-            sync_directory(self.folder)
+            with naming(self.folder):
+                sync_directory(self.folder)
 
 
 class Shard:

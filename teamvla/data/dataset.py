@@ -158,10 +158,11 @@ class MultiTaskDataset:
         self.transforms: tuple[Transform, ...] = (*self._configured(), *transforms)
         table, rows = self.index.episodes, _choose_episodes(self.index, config)
         self.episodes = rows
-        self._first_row = table["first_row"][rows]
-        self._first_action = table["first_action"][rows]
         self._num_steps = table["num_steps"][rows]
         self._ends = np.cumsum(self._num_steps)
+        # Side by side, so that a batch finds all it needs of its episodes with one gather.
+        places = (self._ends, self._num_steps, table["first_row"][rows], table["first_action"][rows])
+        self._table = np.stack(places, axis=1, dtype=np.int64)
         self._texts = np.array(self.index.cache.instructions, object)
         self._disk = DiskReads()
 
@@ -185,7 +186,7 @@ class MultiTaskDataset:
         return self.index.digest
 
     def __len__(self) -> int:
-        return int(self._num_steps.sum())
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: a batch without its first axis."""
@@ -197,7 +198,7 @@ class MultiTaskDataset:
 
         Args:
             rows: sample numbers [B]; the sampler's carry their epoch, others are of epoch 0,
-                and what comes next: while rows come from the disk, it is asked for those.
+                and what comes next: while rows come from the disk, it is asked for those too.
 
         Returns:
             observations: image uint8 [B,(T),V,C,H,W] (a view of [B,(T),V,H,W,C]: channels
@@ -214,9 +215,10 @@ class MultiTaskDataset:
             IndexError: a number is out of range.
         """
         places = self._places(rows)
-        following = getattr(rows, "following", None)
-        if following and "image" in self.config.fields and self._disk.noticed():
-            self.index.cache.prefetch(self._history(self._places(following)))
+        if "image" in self.config.fields and self._disk.noticed():
+            # All at once, this batch's too: page faults would read one row after another.
+            for asked in (places, self._places(getattr(rows, "following", ()))):
+                self.index.cache.prefetch(self._history(asked))
         batch: Batch = {"observations": {}}
         for name in self.config.fields:
             value = self._read(name, places)
@@ -252,13 +254,13 @@ class MultiTaskDataset:
         return {name.decode(): np.flatnonzero(of_sample == name) for name in names}
 
     def _places(self, rows: Sequence[int] | np.ndarray) -> Places:
-        index = np.asarray(rows, np.int64)
-        if index.size and (index.min() < 0 or index.max() >= len(self)):
+        index = np.array(rows, np.int64)
+        if index.size and index.view(np.uint64).max() >= len(self):  # those below 0 too
             raise IndexError(f"sample out of range: the dataset has {len(self)}")
-        episode = np.searchsorted(self._ends, index, side="right")
-        left = self._ends[episode] - index
-        step = self._num_steps[episode] - left
-        return Places(index, step, left, self._first_row[episode], self._first_action[episode])
+        episode = self._ends.searchsorted(index, side="right")
+        end, steps, first_row, first_action = self._table.take(episode, axis=0).T
+        left = end - index
+        return Places(index, steps - left, left, first_row, first_action)
 
     def _steps_back(self) -> np.ndarray:
         return np.arange(self.config.n_obs_steps - 1, -1, -1)
@@ -278,7 +280,8 @@ class MultiTaskDataset:
             return self._texts[cache.take(name, places.first_row + places.step)].tolist()
         if name == "state":
             return cache.take(name, self._history(places))
-        return np.moveaxis(cache.take("images", self._history(places)), -1, -3)
+        pictures = cache.take("images", self._history(places))
+        return pictures.transpose(*range(pictures.ndim - 3), -1, -3, -2)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Worker processes map the arrays themselves instead of receiving copies.

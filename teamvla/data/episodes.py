@@ -23,25 +23,33 @@ def find_episodes(root: str | Path) -> list[Path]:
     Raises:
         InputError: ``root`` is missing, is not a folder, or holds no episode.
     """
+    return [Path(root, name) for name in episode_names(root)]
+
+
+def episode_names(root: str | Path) -> list[str]:
+    """The same as paths below ``root``, in the same order: many paths as objects are slow."""
     root = Path(root)
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         mend = f"Record some with: teamvla record --out {root}."
         raise InputError(str(root), "a folder of episodes", got, mend)
-    found: list[Path] = []
+    found: list[str] = []
     seen: set[str] = set()
+    top = len(os.fspath(root))
     for folder, below, names in os.walk(root, onerror=_refuse, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:  # a link that leads back
             below.clear()
             continue
         seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
+        inside = f"{folder[top:].lstrip('/')}/".lstrip("/")
         files = (name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
-        found.extend(Path(folder, name) for name in files)
+        found.extend(inside + name for name in files)
     if not found:
         mend = "Record some with: teamvla record --out " + str(root)
         raise InputError(str(root), f"episodes ({SUFFIX} files)", "none", f"{mend}.")
-    return sorted(found)
+    # As paths are sorted, folder by folder: no name has a zero byte.
+    return sorted(found, key=lambda name: name.replace("/", "\0"))
 
 
 def _refuse(error: OSError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -16,6 +17,7 @@ from teamvla.data.index_build import IndexBuild
 from teamvla.data.index_format import SUMMARY, Index, IndexConfig
 from teamvla.data.manifest import FileState, list_files
 from teamvla.errors import InputError
+from teamvla.files import naming
 
 __all__ = ["Index", "IndexConfig", "build_index", "index_folder"]
 LOG = logging.getLogger(__name__)
@@ -84,8 +86,11 @@ def index_folder(roots: Sequence[Path], out: str | Path | None = None) -> Path:
 
 def _make(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise  # another folder is no mend
         mend = "Name another one (--out, or dataset.index when training)."
         reason = (error.strerror or str(error)).lower()
         raise InputError(str(folder), "a folder for the index", reason, mend) from None

@@ -26,7 +26,7 @@ from teamvla.data.index_statistics import index_statistics
 from teamvla.data.manifest import SKIPPED, Entry, FileState, Manifest, as_text
 from teamvla.data.splits import SPLITS, assign_splits
 from teamvla.errors import InputError
-from teamvla.files import sync_directory, write_json
+from teamvla.files import naming, sync_directory, write_json
 from teamvla.logs import progress
 
 LOG = logging.getLogger(__name__)
@@ -148,6 +148,7 @@ class IndexBuild:
         with progress("index", len(found.fresh), "episode") as state:
             for read in reader.read(found.fresh):
                 reads.append(self._take_in(read))
+                reader.reuse(read)
                 state.advance()
         return reads
 
@@ -299,11 +300,13 @@ class IndexBuild:
         assert self.agreement.layout is not None
         (self.build / "manifest").mkdir(parents=True)
         manifest.save(self.build / "manifest")
-        sync_directory(self.build / "manifest")
+        with naming(self.build / "manifest"):
+            sync_directory(self.build / "manifest")
         figures = index_statistics(cache, manifest, self.agreement.layout)
         write_json(self.build / "statistics.json", figures)
         write_json(self.build / "invalid.json", invalid)
-        sync_directory(self.folder)
+        with naming(self.folder):
+            sync_directory(self.folder)
 
     def _publish(self, manifest: Manifest, cache: Cache, last: dict[str, int]) -> Index:
         assert self.agreement.layout is not None

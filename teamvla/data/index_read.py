@@ -15,7 +15,7 @@ from teamvla.data.cache_shards import Stored
 from teamvla.data.index_format import IndexConfig
 from teamvla.data.manifest import Entry, FileState, unusable
 from teamvla.data.npz import Episode, read_episode
-from teamvla.data.packing import Layout, pack, store
+from teamvla.data.packing import Buffers, Layout, pack, store
 from teamvla.errors import ContractError, EpisodeError, InputError
 from teamvla.files import sha256_file
 
@@ -94,6 +94,7 @@ class EpisodeReader:
     ) -> None:
         self.roots, self.config, self.agreement, self.known = roots, config, agreement, known
         self._quality = config.jpeg_quality if config.codec == "jpeg" else None
+        self._buffers = Buffers()
 
     def read(self, files: Sequence[FileState]) -> Iterator[Read]:
         """Every file in order.
@@ -115,6 +116,11 @@ class EpisodeReader:
             finally:
                 for future in running:
                     future.cancel()
+
+    def reuse(self, read: Read) -> None:
+        """Take back the memory of an episode's pictures, once they are written."""
+        if read.stored is not None and self._quality is None:
+            self._buffers.give(read.stored.pictures.rows)
 
     def digest(self, file: FileState) -> str:
         """Of a file's bytes; empty if it cannot be read."""
@@ -150,7 +156,11 @@ class EpisodeReader:
         if self.config.only_successful and not episode.success:
             return Read(entry)
         layout = self.agreement.join(episode)
-        return Read(entry, store(pack(episode, layout), digest, self._quality))
+        packed = pack(episode, layout, self._buffers)
+        stored = store(packed, digest, self._quality)
+        if stored.pictures.rows is not packed.images:
+            self._buffers.give(packed.images)
+        return Read(entry, stored)
 
 
 def _field(error: EpisodeError | InputError, file: FileState) -> str:

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISLNK
+from typing import NamedTuple
 
 import numpy as np
 
-from teamvla.data.episodes import find_episodes
+from teamvla.data.episodes import episode_names
 from teamvla.errors import EpisodeError, InputError
 from teamvla.files import naming
 
@@ -34,8 +36,7 @@ COLUMNS = (
 _PLACE = ("root", "path", "size", "mtime_ns")
 
 
-@dataclass(frozen=True)
-class FileState:
+class FileState(NamedTuple):
     """A file as a directory listing shows it."""
 
     root: int
@@ -70,25 +71,27 @@ def _files(roots: Sequence[Path]) -> Iterator[FileState]:
     seen: set[str] = set()
     folders: dict[str, str] = {}
     for number, root in enumerate(roots):
-        above = len(root.parts)
-        for path in find_episodes(root):
-            folder = os.fspath(path.parent)
+        for below in episode_names(root):
+            path = os.path.join(root, below)  # noqa: PTH118 - a Path of each is slow
+            folder, _, name = path.rpartition("/")
             if folder not in folders:
                 folders[folder] = os.path.realpath(folder)
-            linked = path.is_symlink()
-            real = os.path.realpath(path) if linked else f"{folders[folder]}/{path.name}"
+            state, linked = _stat(path)
+            real = os.path.realpath(path) if linked else f"{folders[folder]}/{name}"
             if real not in seen:
                 seen.add(real)
-                state, below = _stat(path), "/".join(path.parts[above:])
                 yield FileState(number, below, state.st_size, state.st_mtime_ns)
 
 
-def _stat(path: Path) -> os.stat_result:
+def _stat(path: str) -> tuple[os.stat_result, bool]:
+    """What is behind a name, and whether the name is a link."""
     try:
-        return path.stat()
+        state = os.lstat(path)
+        linked = S_ISLNK(state.st_mode)
+        return (os.stat(path) if linked else state), linked  # noqa: PTH116
     except OSError as error:  # a link to nowhere, or removed while the folder was listed
         reason = (error.strerror or str(error)).lower()
-        raise InputError(str(path), "an episode file", reason) from None
+        raise InputError(path, "an episode file", reason) from None
 
 
 def unusable(path: Path, expected: str, got: str, code: str) -> EpisodeError:

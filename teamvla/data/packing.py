@@ -6,6 +6,7 @@ varies from step to step, are not in the cache: they stay in the episode's file.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,6 +80,29 @@ class Layout:
         return RowShape(len(self.cameras), self.picture, dim, dim, max_chunk, codec)
 
 
+class Buffers:
+    """Memory that is used again: clearing new pages costs the system as much as filling them."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []  # append and pop are safe among threads
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of bytes with any content."""
+        size = math.prod(shape)
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = np.empty(0, np.uint8)
+        if buffer.size < size:
+            buffer = np.empty(size + size // 4, np.uint8)
+        return buffer[:size].reshape(shape)
+
+    def give(self, array: np.ndarray) -> None:
+        """Take back what :meth:`take` gave, once nobody looks at it."""
+        if isinstance(array.base, np.ndarray):
+            self._free.append(array.base)
+
+
 @dataclass(frozen=True)
 class Packed:
     """An episode of T steps in the cache's form."""
@@ -113,8 +137,12 @@ def _pixel_sums(images: np.ndarray) -> np.ndarray:
     return np.stack([count, ones @ values, ones @ (values * values)], axis=1)
 
 
-def pack(episode: Episode, layout: Layout) -> Packed:
-    """Join an episode's fields; EpisodeError if one is missing, misshapen or not finite."""
+def pack(episode: Episode, layout: Layout, buffers: Buffers | None = None) -> Packed:
+    """Join an episode's fields; EpisodeError if one is missing, misshapen or not finite.
+
+    Args:
+        buffers: where room for the pictures is taken from.
+    """
     pictures = [_field(episode, camera, "uint8", layout.picture) for camera in layout.cameras]
     measured, actions = [], []
     for arm, joints in zip(layout.arms, layout.joints, strict=True):
@@ -123,11 +151,18 @@ def pack(episode: Episode, layout: Layout) -> Packed:
         measured.append(_opening(episode, arm, grip, layout)[:, None])
         actions += [_field(episode, f"action_{arm}", "float32", (joints,)), grip[:, None]]
     return Packed(
-        np.stack(pictures, axis=1),
+        _side_by_side(pictures, buffers or Buffers()),
         np.concatenate(measured, axis=1),
         np.concatenate(actions, axis=1),
         [str(text) for text in episode.fields["instruction"]],
     )
+
+
+def _side_by_side(pictures: list[np.ndarray], buffers: Buffers) -> np.ndarray:
+    images = buffers.take((len(pictures[0]), len(pictures), *pictures[0].shape[1:]))
+    for camera, picture in enumerate(pictures):
+        images[:, camera] = picture
+    return images
 
 
 def _opening(episode: Episode, arm: str, grip: np.ndarray, layout: Layout) -> np.ndarray:

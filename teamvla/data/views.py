@@ -7,6 +7,18 @@ from typing import Any
 
 import numpy as np
 
+try:
+    from resource import RUSAGE_SELF, getrusage
+except ImportError:  # not on Windows
+
+    def _blocks_read() -> int:
+        return -1
+else:
+
+    def _blocks_read() -> int:
+        return getrusage(RUSAGE_SELF).ru_inblock
+
+
 Read = Callable[[np.ndarray], Any]
 
 
@@ -54,9 +66,5 @@ class DiskReads:
 
     def noticed(self) -> bool:
         """Whether blocks were read since the last call; true at the first."""
-        try:
-            import resource
-        except ImportError:  # not on Windows
-            return False
-        before, self._blocks = self._blocks, resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+        before, self._blocks = self._blocks, _blocks_read()
         return self._blocks != before

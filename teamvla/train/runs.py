@@ -131,6 +131,11 @@ def open_run(project: Project, folder: Path) -> Run:
 
 def _dataset_config(project: Project) -> DatasetConfig:
     config = project.section("dataset", DatasetConfig)
+    if config.n_obs_steps != 1:
+        raise ConfigError(
+            "dataset.n_obs_steps", "1, as the policies take one observation",
+            str(config.n_obs_steps), "Take it out of the configuration.",
+        )  # fmt: skip
     chunk = project.section("model", PolicyConfig).chunk_size
     if config.chunk_size != chunk:
         raise ConfigError(

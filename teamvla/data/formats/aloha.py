@@ -8,7 +8,6 @@ closed here. Without a mapping, left is arm a, right is arm b, 50 Hz.
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from teamvla.data.formats.mapping import (
     picture_field,
     slug,
 )
+from teamvla.data.formats.pictures import decode_pictures
 from teamvla.data.formats.report import Report
 from teamvla.data.npz import Episode
 from teamvla.data.zipcontainer import MAX_BYTES
@@ -199,26 +199,12 @@ class AlohaSource:
         return columns
 
     def _decompressed(self, file: Hdf5File, name: str, room: int) -> np.ndarray:
-        padded = file.read(name, room)
-        pictures, size = [], 0
-        for row in padded:
-            pictures.append(_jpeg(row.tobytes(), f"{file.path}: {name}"))
-            size += pictures[-1].nbytes
-            if size > room:
-                where = f"{file.path}: {name}"
-                raise EpisodeError(where, f"at most {room} bytes", "more", code="E609")
-        stacked = np.stack(pictures)
-        return stacked if self._config.jpeg_channels == "rgb" else stacked[..., ::-1]
-
-
-def _jpeg(content: bytes, where: str) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise EpisodeError(where, "a JPEG", str(error), code="E615") from None
+        padded, where = file.read(name, room), f"{file.path}: {name}"
+        if padded.ndim != 2:
+            got = f"{padded.ndim} axes"
+            raise EpisodeError(where, "one row of bytes a picture", got, code="E605")
+        pictures = decode_pictures((row.tobytes() for row in padded), ("JPEG",), where, room)
+        return pictures if self._config.jpeg_channels == "rgb" else pictures[..., ::-1]
 
 
 def default_mapping(columns: dict[str, Any], path: Path) -> MappingConfig:

@@ -8,8 +8,9 @@ action, pictures and success are columns named ``teamvla.FIELD``.
 
 from __future__ import annotations
 
-import io
 import json
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,10 +24,11 @@ from teamvla.data.formats.folders import FolderTarget
 from teamvla.data.formats.joined import Joined, Places, describe_vectors, join
 from teamvla.data.formats.mapped import Foreign, to_episode
 from teamvla.data.formats.mapping import MappingConfig, slug
+from teamvla.data.formats.pictures import decode_pictures
 from teamvla.data.formats.report import Report
-from teamvla.data.formats.tables import import_arrow, import_parquet, rows_of, to_numpy
+from teamvla.data.formats.tables import ParquetRows, import_arrow, import_parquet, to_numpy
 from teamvla.data.formats.video import read_frames
-from teamvla.data.npz import Episode
+from teamvla.data.npz import MAX_META_BYTES, Episode
 from teamvla.data.zipcontainer import MAX_BYTES
 from teamvla.errors import ConfigError, EpisodeError, InputError
 from teamvla.files import read_json
@@ -38,6 +40,7 @@ PLACES = Places("observation.state", "action")
 SUCCESS = "next.success"
 CAMERA = "observation.images."
 OWN = "teamvla."
+_MOST_META = 256 << 20
 _BOOKKEEPING = frozenset(("timestamp", "frame_index", "episode_index", "index", "task_index"))
 
 
@@ -100,7 +103,7 @@ class LeRobotSource:
         self._info = self._read_info()
         self._own = config.mapping is None and (root / MAPPING).is_file()
         self._mapping = config.completed(config.mapping or self._stored_mapping())
-        self._table: tuple[Path, Any] | None = None
+        self._rows: ParquetRows | None = None
 
     def names(self) -> list[str]:
         return [f"{row['episode_index']:06d}" for row in self._episodes]
@@ -111,6 +114,7 @@ class LeRobotSource:
     def read(self, key: str, report: Report) -> Episode:
         row = next(row for row in self._episodes if row["episode_index"] == int(key))
         with self._sound():
+            self._check_room(row)
             columns = self._columns(row)
             self._check_lengths(columns, int(row["length"]))
             meta = self._meta(row, columns)
@@ -130,10 +134,11 @@ class LeRobotSource:
         try:
             yield
         except (
-            KeyError,
+            LookupError,
             TypeError,
             ValueError,
             AttributeError,
+            ArithmeticError,
             import_arrow().ArrowException,
         ) as e:
             got = f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"
@@ -148,7 +153,8 @@ class LeRobotSource:
         """The rows of the table of episodes, without the statistics."""
         rows: list[dict[str, Any]] = []
         for path in sorted((self.root / "meta/episodes").glob("*/*.parquet")):
-            rows += rows_of(path, lambda name: not name.startswith("stats/"))
+            table = ParquetRows(self._inside(path), _MOST_META)
+            rows += table.to_list(lambda name: not name.startswith("stats/"))
         if not rows:
             raise EpisodeError(str(self.root), "a table of episodes", "none", code="E610")
         return rows
@@ -156,9 +162,9 @@ class LeRobotSource:
     @cached_property
     def _instructions(self) -> dict[int, str]:
         """Number of a task -> its text, which parquet holds as the index of a data frame."""
-        rows = rows_of(self.root / "meta/tasks.parquet", lambda name: True)
+        table = ParquetRows(self._inside(self.root / "meta/tasks.parquet"), _MOST_META)
         found = {}
-        for row in rows:
+        for row in table.to_list(lambda name: True):
             texts = [value for value in row.values() if isinstance(value, str)]
             if len(texts) != 1:
                 where = str(self.root / "meta/tasks.parquet")
@@ -168,11 +174,11 @@ class LeRobotSource:
 
     @cached_property
     def _metas(self) -> list[dict[str, Any]]:
-        path = self.root / EPISODES_META
+        path = self._inside(self.root / EPISODES_META, _MOST_META)
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def _read_info(self) -> dict[str, Any]:
-        info = read_json(self.root / INFO)
+        info = read_json(self._inside(self.root / INFO, MAX_META_BYTES))
         where = str(self.root / INFO)
         if not isinstance(info, dict) or not isinstance(info.get("features"), dict):
             raise EpisodeError(where, "an object with features", "something else", code="E610")
@@ -187,7 +193,9 @@ class LeRobotSource:
     def _stored_mapping(self) -> MappingConfig:
         path = self.root / MAPPING
         if path.is_file():
-            return MappingConfig.model_validate(read_json(path)["mapping"])
+            content = read_json(self._inside(path, MAX_META_BYTES))
+            with self._sound():
+                return MappingConfig.model_validate(content["mapping"])
         known = ", ".join(
             f"{name} ({', '.join(_named(feature))})" if _named(feature) else name
             for name, feature in self._info["features"].items()
@@ -222,20 +230,47 @@ class LeRobotSource:
             chunk_index=int(row["data/chunk_index"]),
             file_index=int(row["data/file_index"]),
         )
-        if self._table is None or self._table[0] != path:
-            self._table = (path, import_parquet().read_table(path, memory_map=False))
-        table = self._table[1]
-        here = np.flatnonzero(table["episode_index"].to_numpy() == row["episode_index"])
-        return table.take(here)
+        if self._rows is None or self._rows.path != path:
+            self._rows = ParquetRows(path)
+        return self._rows.of_episode(int(row["episode_index"]))
 
-    def _place(self, template: str, **numbers: Any) -> Path:
-        path = self.root / str(template).format(**numbers)
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            where, got = str(self.root / INFO), f"{template!r}"
-            raise EpisodeError(where, "paths inside the data set", got, code="E611")
+    def _place(self, template: str, **values: Any) -> Path:
+        """A path as ``info.json`` spells it. Not by str.format, which can be told to do more."""
+
+        def filled(match: re.Match[str]) -> str:
+            width = int(match[2] or 0)
+            return str(values[match[1]]).zfill(width)
+
+        path = self.root / re.sub(r"\{(\w+)(?::0?(\d)d)?\}", filled, str(template))
+        return self._inside(path)
+
+    def _inside(self, path: Path, limit: int | None = None) -> Path:
+        """``path``, if it is a file inside the data set, links followed, and not too large."""
+        if not _is_below(path, self.root):
+            mend = "Copy the data with what their links lead to (cp -rL), if you trust them."
+            expected = "a file inside the data set"
+            raise EpisodeError(str(path), expected, "a way out of it", mend, code="E611")
         if not path.is_file():
             raise InputError(str(path), "a file of the data set", "nothing there")
+        if limit is not None and path.stat().st_size > limit:
+            got = str(path.stat().st_size)
+            raise EpisodeError(str(path), f"at most {limit} bytes", got, code="E609")
         return path
+
+    def _check_room(self, row: dict[str, Any]) -> None:
+        """Refuse an episode whose pictures cannot be held, before any of it is read."""
+        length = int(row["length"])
+        if length < 1:
+            raise EpisodeError(str(self.root), "episodes with steps", f"{length}", code="E610")
+        shapes = [
+            feature["shape"]
+            for feature in self._info["features"].values()
+            if feature.get("dtype") in ("video", "image")
+        ]
+        size = length * sum(math.prod(int(n) for n in shape) for shape in shapes)
+        if size > MAX_BYTES:
+            where = f"{self.root}: episode {row['episode_index']}"
+            raise EpisodeError(where, f"at most {MAX_BYTES} bytes", str(size), code="E609")
 
     def _video(self, row: dict[str, Any], name: str) -> np.ndarray:
         path = self._place(
@@ -248,21 +283,16 @@ class LeRobotSource:
         return read_frames(path, first, int(row["length"]), fps, MAX_BYTES)
 
     def _pictures(self, column: Any, name: str) -> np.ndarray:
-        from PIL import Image
+        where = f"{self.root}: {name}"
 
-        pictures = []
-        for cell in column.to_pylist():
-            content = cell.get("bytes") if isinstance(cell, dict) else None
-            if content is None:
-                where = f"{self.root}: {name}"
-                raise EpisodeError(where, "pictures inside the table", "a path", code="E611")
-            try:
-                with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
-                    pictures.append(np.asarray(picture.convert("RGB")))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                where = f"{self.root}: {name}"
-                raise EpisodeError(where, "a PNG or JPEG", str(error), code="E615") from None
-        return np.stack(pictures)
+        def contents() -> Iterator[bytes]:
+            for cell in column.to_pylist():
+                content = cell.get("bytes") if isinstance(cell, dict) else None
+                if content is None:
+                    raise EpisodeError(where, "pictures inside the table", "a path", code="E611")
+                yield content
+
+        return decode_pictures(contents(), ("PNG", "JPEG"), where, MAX_BYTES)
 
     def _check_lengths(self, columns: dict[str, np.ndarray], length: int) -> None:
         for name, values in columns.items():
@@ -277,6 +307,13 @@ class LeRobotSource:
         instruction = str(columns["instruction"][0])
         number = f"episode-{row['episode_index']:06d}"
         return {"task": slug(instruction), "episode_id": number, "instruction": instruction}
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links that lead to themselves
+        return False
 
 
 def _named(feature: dict[str, Any]) -> list[str]:

@@ -75,8 +75,8 @@ def write_lerobot(source: Source, folder: Path, config: ConvertConfig) -> None:
 class _Files:
     """Numbers of chunk and file, which go up when a file has reached its size."""
 
-    def __init__(self, limit_mb: int) -> None:
-        self._limit, self._number = limit_mb << 20, 0
+    def __init__(self, limit_mb: float) -> None:
+        self._limit, self._number = limit_mb * (1 << 20), 0
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -99,19 +99,23 @@ class _Table:
         self._writer: Any = None
         self._output: Output | None = None
 
-    def add(self, table: Any) -> dict[str, int]:
-        """Append rows; the numbers of the file that took them."""
+    def next_file(self) -> dict[str, int]:
+        """The numbers of the file that the next rows go to."""
         if self._output is not None and self._files.is_full(self._output):
             self.close()
             self._files.advance()
+        return self._files.numbers
+
+    def add(self, table: Any) -> dict[str, int]:
+        """Append rows; the numbers of the file that took them."""
+        numbers = self.next_file()
         if self._output is None:
-            path = self._folder / self._template.format(**self._files.numbers)
-            self._output = Output(path)
+            self._output = Output(self._folder / self._template.format(**numbers))
             parquet = import_parquet()
             self._writer = parquet.ParquetWriter(self._output, table.schema, compression="snappy")
         self._writer.write_table(table)
         self._output.check()
-        return self._files.numbers
+        return numbers
 
     def close(self) -> None:
         if self._output is not None:
@@ -257,8 +261,7 @@ class _Writer:
             **{
                 f"stats/{n}/{k}": v for n, figures in statistics.items() for k, v in figures.items()
             },
-            "meta/episodes/chunk_index": 0,
-            "meta/episodes/file_index": 0,
+            **{f"meta/episodes/{k}": v for k, v in self._episodes.next_file().items()},
         }
         self._episodes.add(import_arrow().Table.from_pylist([row]))
 

@@ -114,6 +114,8 @@ def _from(file: Any, stream: Any, first_s: float, count: int, fps: float) -> Ite
         ahead = float(frame.pts * stream.time_base) - (first_s + wanted / fps)
         if ahead > tolerance:
             return  # a gap: the picture is not there
+        if (frame.height, frame.width) != (stream.height, stream.width):
+            raise ValueError("pictures whose size changes")
         if abs(ahead) <= tolerance:
             yield frame.to_ndarray(format="rgb24")
             wanted += 1
