@@ -44,7 +44,7 @@ _HOME = "teamvla.cli"
 COMMANDS = {
     "record": Entry(f"{_HOME}.record:record", "Record scripted demonstrations.", "Data"),
     "repair": Entry(f"{_HOME}.repair:repair", "Rescue what killed recorders left.", "Data"),
-    "validate": Entry(f"{_HOME}.validate:validate", "Find episodes that are damaged or wrong.", "Data"),
+    "validate": Entry(f"{_HOME}.validate:validate", "Find damaged and wrong episodes.", "Data"),
     "stats": Entry(f"{_HOME}.stats:stats", "Look at episodes: a table and a page.", "Data"),
     "index": Entry(f"{_HOME}.index:index", "Prepare episodes for training.", "Data"),
     "convert": Entry(f"{_HOME}.convert:convert", "From and to other formats.", "Data"),

@@ -38,7 +38,7 @@ def train(
     Ctrl-C, TERM and USR1 save a checkpoint first and tell how to go on.
     """
     from teamvla.train import bc_trainer
-    from teamvla.train.runs import resume_run, start_run
+    from teamvla.train.runs import resume_run, simulated_contract, start_run
 
     with graceful_stop() as stop:
         if resume is not None:
@@ -50,6 +50,8 @@ def train(
             run = start_run(project, out, init_from)
         finished = bc_trainer.train(run, stop=lambda: bool(stop))
     best = run.checkpoints / "best.ckpt"
+    own_robot = run.learner.policy.contract.diff(simulated_contract(run.project))
+    measure = command_line("ckpt-inspect" if own_robot else "eval", best)
     again = command_line("train", resume=run.folder, device=device, data=data if resume else None)
     return Result(
         "teamvla.train/1",
@@ -61,7 +63,7 @@ def train(
             "state": run.state.to_dict(),
         },
         human=lambda style: _text(style, run, finished),
-        next_command=command_line("eval", best) if finished else again,
+        next_command=measure if finished else again,
         exit_code=0 if finished else stop.exit_code,
     )
 

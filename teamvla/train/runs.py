@@ -22,7 +22,7 @@ from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
 from teamvla.data import IndexConfig, build_index
 from teamvla.data.dataloader import DatasetConfig, MultiTaskDataset, make_dataloader
-from teamvla.errors import CheckpointError, ConfigError, InputError
+from teamvla.errors import CheckpointError, ConfigError, ContractError, InputError
 from teamvla.files import check_folder, publish
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import resolve_device
@@ -114,9 +114,7 @@ def open_run(project: Project, folder: Path) -> Run:
     train_loader, val_loader = build_data(dataset)
     data = train_loader.dataset
     if config.rollout_every:
-        simulated = make_env(project.section("task", TaskConfig)).contract
-        mend = "To train without rollouts: --set trainer.rollout_every=0."
-        data.contract.require(simulated, "the data", "the simulator", mend)
+        _require_simulated(project, data.contract)
     policy = build_model(project, data.contract, data.statistics).to(device)
     learner = _build_learner(project, config, policy, device, len(train_loader))
     meta = {
@@ -127,6 +125,22 @@ def open_run(project: Project, folder: Path) -> Run:
     }
     journal = MetricsJournal(folder / "metrics.jsonl")
     return Run(folder, project, config, learner, train_loader, val_loader, meta, journal)
+
+
+def simulated_contract(project: Project) -> Contract:
+    """What the numbers of the configured task's simulator mean."""
+    return make_env(project.section("task", TaskConfig)).contract
+
+
+def _require_simulated(project: Project, contract: Contract) -> None:
+    """ContractError unless the policy can be rolled out; it names every setting to change."""
+    flags = ["--set trainer.rollout_every=0"]
+    try:
+        require_geometry(project.section("loss", LossConfig), contract)
+    except ContractError:
+        flags += ["--set loss.sync=0", "--set loss.collision=0"]
+    mend = f"To train without rollouts: {' '.join(flags)}."
+    contract.require(simulated_contract(project), "the data", "the simulator", mend)
 
 
 def _dataset_config(project: Project) -> DatasetConfig:
