@@ -4,9 +4,10 @@
     python benchmarks/loader.py --rounds 5
 
 Datasets are made up in a temporary folder, of 64 and of 224 pixels: smooth moving pictures with
-sensor noise, at 224 without it too, as both JPEG and video depend on it. Every round runs each way once, in turn, so
-that a busy machine slows all alike; CPU time of the process, median over the rounds and
-their spread (half the distance of the quartiles). The ratios and their bounds:
+sensor noise, at 224 without it too, as both JPEG and video depend on it. Every round runs each way
+once, in turn, so that a busy machine slows all alike; CPU time of the
+process, median over the rounds and their spread (half the distance of the quartiles).
+The ratios and their bounds:
 
     64 px gather / np.take of the same rows of an array in RAM      >= 0.6
     64 px DataLoader with chunks / contiguous copy of the bytes     >= 0.25

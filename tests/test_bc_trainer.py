@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from teamvla.checkpoint import read_checkpoint, read_header
+from teamvla.data import EpisodeWriter, find_episodes, read_episode
 from teamvla.errors import CheckpointError, ConfigError, InputError, TeamVLAError
 from teamvla.models.loading import load_policy
 from teamvla.train import bc_trainer
@@ -220,3 +221,37 @@ def test_a_run_whose_configuration_was_edited_is_not_resumed(module_project, tmp
     config.write_text(config.read_text().replace("lr: 0.0007", "lr: 0.1"))
     with pytest.raises(ConfigError, match=r"optimizer\.lr: 0\.0007 != 0\.1"):
         resume_run(run.folder)
+
+
+def test_a_training_on_a_weighted_mixture_continues_bit_by_bit(module_project, lift_root, tmp_path):
+    root = tmp_path / "two"
+    with EpisodeWriter(root) as writer:
+        for number, path in enumerate(find_episodes(lift_root)):
+            episode = read_episode(path)
+            names = {"task": ("lift", "handoff")[number % 2], "episode_id": f"e{number}"}
+            writer.start_episode({**episode.meta, **names})
+            for step in range(12):
+                row = {name: values[step] for name, values in episode.fields.items()}
+                texts = {n: str(v) for n, v in row.items() if isinstance(v, str)}
+                writer.add_step({**row, **texts, "task": names["task"]})
+            writer.end_episode(success=True)
+    weights = {"lift": 3.0, "handoff": 1.0}
+    changes = {"roots": [str(root)], "weights": weights, "split": "all", "batch_size": 8}
+    project = module_project.replace("dataset", **changes).replace("trainer", rollout_every=0)
+    whole = start_run(project, tmp_path / "whole")
+    assert bc_trainer.train(whole)
+    parts = start_run(project, tmp_path / "parts")
+    polls = []
+    assert not bc_trainer.train(parts, stop=lambda: polls.append(1) or len(polls) >= 3)
+    resumed = resume_run(parts.folder)
+    assert resumed.train_loader.batch_sampler.mixture.counts == [12, 36]
+    assert bc_trainer.train(resumed)
+    ends = [read_checkpoint(run.folder / "checkpoints" / "last.ckpt") for run in (whole, resumed)]
+    assert ends[0][0].meta["sampler"] == ends[1][0].meta["sampler"]
+    for name, array in ends[0][1].items():
+        assert np.array_equal(array, ends[1][1][name]), name
+
+
+def test_a_history_is_refused_at_the_start_as_no_policy_takes_one(module_project, tmp_path):
+    with pytest.raises(ConfigError, match=r"dataset\.n_obs_steps: expected 1.*got 2"):
+        start_run(module_project.replace("dataset", n_obs_steps=2), tmp_path / "run")

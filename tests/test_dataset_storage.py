@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sample_steps import make_step
-from synthetic import write_episode, write_episodes
+from synthetic import write_episode
 
+from teamvla.config import Project
 from teamvla.data import (
     EpisodeWriter,
     IndexConfig,
@@ -21,6 +20,8 @@ from teamvla.data import (
 )
 from teamvla.data.samplers import EpochBatchSampler
 from teamvla.errors import ContractError
+from teamvla.sim import make_env
+from teamvla.sim.tasks import TaskConfig
 
 
 def settings(root: Path, **changes: Any) -> dict[str, Any]:
@@ -85,19 +86,60 @@ def test_reading_ahead_changes_no_batch(grown: Path, tmp_path: Path, codec: str)
         np.testing.assert_array_equal(*pictures)
 
 
-def test_workers_are_told_what_comes_next_and_give_the_same_batches(grown: Path) -> None:
+def test_workers_read_ahead_and_give_the_same_batches(
+    grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch = pytest.importorskip("torch")
-    sent: list[int] = []
-
-    def tell(batch: dict[str, Any]) -> dict[str, Any]:
-        return {**batch, "process": _prefetched(watched, sent)}
-
     here = list(make_dataloader(settings(grown)))
-    loader = make_dataloader(settings(grown, num_workers=2), [tell])
-    watched = loader.dataset.index.cache
+    loader = make_dataloader(settings(grown, num_workers=2))
+    cache, asked = loader.dataset.index.cache, tmp_path / "asked"
+    prefetch = cache.prefetch
+
+    def noted(rows: np.ndarray) -> None:
+        with asked.open("a") as file:  # workers are forked: they share files, not lists
+            file.write("".join(f"{row}\n" for row in rows.tolist()))
+        prefetch(rows)
+
+    monkeypatch.setattr(cache, "prefetch", noted)
+    monkeypatch.setattr(loader.dataset._disk, "noticed", lambda: True)
     for batch, expected in zip(loader, here, strict=True):
         assert torch.equal(batch["index"], expected["index"])
         assert torch.equal(batch["observations"]["image"], expected["observations"]["image"])
+    # Each row once for its own batch, and all but the first batch's once more before that.
+    times = np.unique([int(row) for row in asked.read_text().split()], return_counts=True)[1]
+    assert sorted(times) == [1] * 8 + [2] * (len(loader.dataset) - 8)
 
 
 # --- JPEG -------------------------------------------------------------------------------
+
+
+def test_jpeg_of_a_rendered_picture_is_above_35_db(tmp_path: Path) -> None:
+    project = Project.load("lift", ["task.camera.height=128", "task.camera.width=128"])
+    env = make_env(project.section("task", TaskConfig))
+    observation, _ = env.reset(seed=0)
+    with EpisodeWriter(tmp_path) as writer:
+        writer.start_episode({"task": "lift"})
+        for step in range(3):
+            shown = {f"rgb_{arm}": np.roll(observation[f"rgb_{arm}"], step, 0) for arm in "ab"}
+            writer.add_step({**make_step(step), "task": "lift", **shown})
+        writer.end_episode(success=True)
+    build_index(tmp_path, tmp_path / "jpeg", IndexConfig(codec="jpeg", jpeg_quality=95))
+    raw = MultiTaskDataset(settings(tmp_path))
+    lossy = MultiTaskDataset(settings(tmp_path, index=str(tmp_path / "jpeg")))
+    exact, near = (data.__getitems__([2, 0])["observations"]["image"] for data in (raw, lossy))
+    assert near.shape == exact.shape == (2, 2, 3, 128, 128)
+    errors = ((near.astype(float) - exact) ** 2).mean(axis=(2, 3, 4))
+    assert (errors > 0).all()
+    assert (10 * np.log10(255**2 / errors) > 35).all()
+
+
+# --- data without a contract ------------------------------------------------------------
+
+
+def test_mirroring_data_without_a_contract_is_refused_at_the_start(tmp_path: Path) -> None:
+    with EpisodeWriter(tmp_path) as writer:
+        writer.start_episode({"task": "lift"})
+        writer.add_step({**make_step(), "task": "lift"})
+        writer.end_episode(success=True)
+    with pytest.raises(ContractError, match=r"transform mirror: expected a contract, got none"):
+        MultiTaskDataset(settings(tmp_path, transforms=[{"type": "mirror"}]))

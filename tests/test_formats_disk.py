@@ -143,7 +143,8 @@ def test_whichever_write_fails_one_error_tells_and_a_second_run_succeeds(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 def test_every_single_write_may_fail(root, tmp_path, capsys, kind):
-    assert sweep(root, tmp_path, capsys, kind, 100_000) > 15
+    most = 100_000 if kind[1] == "png" else 200  # an encoder takes its time
+    assert sweep(root, tmp_path, capsys, kind, most) > 15
 
 
 _FULL = """

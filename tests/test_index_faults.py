@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,47 +105,35 @@ def test_whichever_call_fails_the_old_index_stays_and_the_next_build_succeeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], reason: int
 ) -> None:
     root = tmp_path / "data"
-    write_episodes(root, 3)
+    write_episodes(root, 2)
     old = state(build_index(root))
-    later = write_episodes(root, 2, first=3)
+    shutil.copytree(root / ".index", tmp_path / "old")
+    write_episodes(root, 1, first=2)
     new = state(build_index(root, tmp_path / "fresh"))
-    calls = _add(root, later, Faults, -1, reason)
+    calls = _index(root, -1, reason)
     assert calls > 40
     for number in range(calls):
-        _set_aside(root, later)
-        assert state(build_index(root)) == old
+        shutil.rmtree(root / ".index")
+        shutil.copytree(tmp_path / "old", root / ".index")
         capsys.readouterr()
-        _add(root, later, Faults, number, reason, expected=3)
+        _index(root, number, reason, expected=3)
         said = capsys.readouterr().err
         assert SAID[reason] in said.lower(), (number, said)
-        assert str(tmp_path) in said, (number, said)
-        assert "Traceback" not in said
+        assert str(root / ".index") in said, (number, said)
         assert said.count("error:") == 1
         after = Index.open(root / ".index")
         after.verify()
         assert state(after) in (old, new)  # the new one where it failed behind the last rename
         assert list(after.damaged()) == []
         assert state(build_index(root)) == new
-        names = {path.name for path in (root / ".index").glob("*-*")}
-        assert len(names) == 1 + len(Index.open(root / ".index").summary["shards"])
 
 
-def _set_aside(root: Path, later: list[Path]) -> None:
-    for path in later:
-        path.rename(root.parent / path.name)
-
-
-def _add(
-    root: Path, later: list[Path], faults: Any, number: int, reason: int, expected: int = 0
-) -> int:
-    """Index the later episodes, too, while one call fails; how many calls there were."""
-    for path in later:
-        if (root.parent / path.name).exists():
-            (root.parent / path.name).rename(path)
+def _index(root: Path, number: int, reason: int, expected: int = 0) -> int:
+    """Run the command while one call fails; how many calls there were."""
     with pytest.MonkeyPatch.context() as patch:
-        counted = faults(patch, number, reason)
+        faults = Faults(patch, number, reason)
         assert run(["index", str(root), "-q"]) == expected, number
-    return int(counted.count)
+    return faults.count
 
 
 @REASONS

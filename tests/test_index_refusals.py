@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sample_steps import rewrite
 from synthetic import make_contract, write_episode, write_episodes
 
 from teamvla.cli.app import run
@@ -37,7 +38,8 @@ def test_meanings_of_the_gripper_state_are_not_mixed(tmp_path: Path, measured: b
 
 
 def test_an_episode_that_breaks_its_contract_is_named(tmp_path: Path) -> None:
-    path = write_episode(tmp_path, "a", contract=with_cameras((16, 10), (16, 10)))
+    contract = with_cameras((16, 10), (16, 10)).to_dict()
+    path = rewrite(write_episode(tmp_path, "a"), meta={"contract": contract})
     error = refusal(tmp_path)
     assert (error.code, error.where) == ("E505", str(path))
     assert "expected rgb_a: uint8[T,16,10,3], got uint8[5, 8, 10, 3]" in str(error)
@@ -45,7 +47,8 @@ def test_an_episode_that_breaks_its_contract_is_named(tmp_path: Path) -> None:
 
 
 def test_cameras_of_different_sizes_are_refused(tmp_path: Path) -> None:
-    write_episode(tmp_path, "a", contract=with_cameras((8, 10), (16, 10)))
+    contract = with_cameras((8, 10), (16, 10)).to_dict()
+    rewrite(write_episode(tmp_path, "a"), meta={"contract": contract})
     assert refusal(tmp_path).code == "E502"
 
 
@@ -149,7 +152,9 @@ def test_the_command_keeps_settings_unless_told(tmp_path: Path) -> None:
     assert run(["index", str(tmp_path), "-q"]) == 0
     assert Index.open(tmp_path / ".index").config.val_fraction == 0.5
     assert run(["index", str(tmp_path), "--set", "index.max_chunk=7", "-q"]) == 0
-    assert Index.open(tmp_path / ".index").config == IndexConfig(max_chunk=7)
+    assert Index.open(tmp_path / ".index").config == IndexConfig(val_fraction=0.5, max_chunk=7)
+    assert run(["index", str(tmp_path), "--rebuild", "-q"]) == 0
+    assert Index.open(tmp_path / ".index").config == IndexConfig(val_fraction=0.5, max_chunk=7)
 
 
 def test_bad_input_to_the_command_has_its_exit_code(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teamvla.config import Project
 from teamvla.data import DatasetConfig
 from teamvla.data.transforms import (
     TRANSFORMS,
@@ -160,7 +162,9 @@ def test_a_sample_is_colored_alike_in_every_batch_but_not_in_every_epoch() -> No
 
 
 def test_an_unknown_transform_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"transforms\.0\.type.*'rotate' \(known: random_shift, color, mirror"):
+    with pytest.raises(
+        ConfigError, match=r"transforms\.0\.type.*'rotate' \(known: random_shift, color, mirror"
+    ):
         DatasetConfig.parse({"transforms": [{"type": "rotate"}]})
 
 

@@ -11,6 +11,7 @@ import typer
 
 from teamvla.cli.console import Result, Style
 from teamvla.cli.options import Config, Roots, Set, load_project, out_option
+from teamvla.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from teamvla.data.index import Index, IndexConfig
@@ -37,7 +38,7 @@ def index(
         ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read the whole cache and name what is damaged.")
+        bool, typer.Option("--verify", help="Read cache and episodes again, build nothing.")
     ] = False,
     config: Config = None,
     set_: Set = None,
@@ -46,14 +47,17 @@ def index(
 
     Writes the table of episodes, their split, normalisation statistics and the packed
     cache into ROOT/.index. Running it again reads only what is new or changed, and keeps the
-    settings unless others are given. With --verify nothing is built: the index that stands is
-    read and compared with its checksums, and damage gives exit code 1.
+    settings but for those that are given. With --verify nothing is built: the index that
+    stands and its episodes are read and compared with their checksums; damage and files that
+    changed since give exit code 1.
     """
     from teamvla.data.index import build_index
 
+    given = {"val_fraction": val_fraction, "skip_invalid": skip_invalid}
     if verify:
+        _refuse_others(rebuild or None, config, set_ or None, *given.values())
         return _verified(roots, out)
-    settings = _settings(config, set_, {"val_fraction": val_fraction, "skip_invalid": skip_invalid})
+    settings = _settings(config, set_, given)
     built = build_index(roots, out, settings, rebuild=rebuild)
     return Result(
         "teamvla.index/1",
@@ -75,29 +79,47 @@ def _settings(
     return project.section("index", IndexConfig)
 
 
+def _refuse_others(*others: object) -> None:
+    if any(other is not None for other in others):
+        mend = "It builds nothing and has no settings."
+        raise ConfigError("--verify", "to stand alone, but for --out", "other options", mend)
+
+
 def _verified(roots: list[Path], out: Path | None) -> Result:
     from teamvla.data.index import Index, index_folder
 
-    built = Index.open(index_folder(roots, out))
+    folder = index_folder(roots, out)
+    if not folder.is_dir():
+        mend = "Build it with `teamvla index`."
+        raise InputError(str(out or roots[0]), "a folder with an index", "none", mend)
+    built = Index.open(folder)
     built.verify()
     damaged = [{"path": path, "arrays": arrays} for path, arrays in built.damaged()]
+    changed = list(built.changed_files(roots))
 
     def human(style: Style) -> str:
         lines = [
             f"{one['path']}: damaged in the cache: {', '.join(one['arrays'])}" for one in damaged
         ]
+        lines += [f"{path}: not the file that was indexed" for path in changed]
         read = f"{built.num_episodes} episodes, {built.cache.nbytes / 1e6:.1f} MB"
-        verdict = f"{len(damaged)} damaged" if damaged else "all as written"
+        found = (f"{len(damaged)} damaged", f"{len(changed)} changed since")
+        verdict = ", ".join(found) if damaged or changed else "all as written"
         return "\n".join([*lines, f"{style.bold('verified')}    {read}: {verdict}"])
 
     where = ["--out", str(out)] if out else []
     again = ["teamvla", "index", *map(str, roots), *where, "--rebuild"]
     return Result(
         "teamvla.index-verification/1",
-        {"index": str(built.folder), "episodes": built.num_episodes, "damaged": damaged},
+        {
+            "index": str(built.folder),
+            "episodes": built.num_episodes,
+            "damaged": damaged,
+            "changed": changed,
+        },
         human=human,
-        exit_code=1 if damaged else 0,
-        next_command=shlex.join(again if damaged else _next(roots, out)),
+        exit_code=1 if damaged or changed else 0,
+        next_command=shlex.join(again if damaged or changed else _next(roots, out)),
     )
 
 
@@ -134,7 +156,8 @@ def _lines(built: Index, style: Style) -> Iterator[str]:
         yield f"{style.bold('left out')}    {episodes['invalid']} that cannot be used"
         yield from (f"  {one['path']}: [{one['code']}] {one['reason']}" for one in _first(built))
     files, cache = size["episodes"] / 1e6, size["cache"] / 1e6
-    shards = f"{len(built.summary['shards'])} shards"
+    count = len(built.summary["shards"])
+    shards = f"{count} shard{'s' * (count > 1)}"
     yield f"{style.bold('size')}        files {files:.1f} MB, cache {cache:.1f} MB in {shards}"
     yield f"{style.bold('pictures')}    {built.summary['pictures']}"
     yield f"{style.bold('statistics')}  over {built.statistics['count']} train steps"

@@ -159,7 +159,8 @@ def _chunks(shard: Shard, first: np.ndarray, length: int) -> np.ndarray:
     chunk = np.dtype((np.void, actions.strides[0] * length))
     starts = len(actions) - length + 1
     chunks = np.ndarray((starts,), chunk, actions.data, strides=actions.strides[:1])
-    return chunks[first].view(np.float32).reshape(*first.shape, length, actions.shape[1])
+    taken: np.ndarray = chunks[first].view(np.float32)
+    return taken.reshape(*first.shape, length, actions.shape[1])
 
 
 def _numbers(shard: Shard, rows: np.ndarray) -> np.ndarray:

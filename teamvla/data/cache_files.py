@@ -34,8 +34,7 @@ class ArrayFile:
     def __init__(self, path: Path, dtype: np.dtype, row: tuple[int, ...]) -> None:
         self.path, self.dtype, self.row, self.rows = path, dtype, row, 0
         self._file = path.open("wb")
-        with naming(path):
-            self._file.write(bytes(HEADER))
+        self._file.seek(HEADER)
         self._waiting = 0
         self._syncing: Future[None] | None = None
         self._thread: ThreadPoolExecutor | None = None

@@ -114,7 +114,11 @@ class ShardWriter:
         self._numbers: dict[str, int] = {}
         self._table: list[tuple[Any, ...]] = []
         folder.mkdir(parents=True)
-        self._open = ExitStack()
+        with ExitStack() as self._open:
+            self._make_arrays(shape)
+            self._open = self._open.pop_all()
+
+    def _make_arrays(self, shape: RowShape) -> None:
         raw = shape.codec == "raw"
         images = (shape.cameras, *shape.picture) if raw else ()
         self._images = self._array("images", _U1, images)

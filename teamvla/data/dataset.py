@@ -161,7 +161,12 @@ class MultiTaskDataset:
         self._num_steps = table["num_steps"][rows]
         self._ends = np.cumsum(self._num_steps)
         # Side by side, so that a batch finds all it needs of its episodes with one gather.
-        places = (self._ends, self._num_steps, table["first_row"][rows], table["first_action"][rows])
+        places = (
+            self._ends,
+            self._num_steps,
+            table["first_row"][rows],
+            table["first_action"][rows],
+        )
         self._table = np.stack(places, axis=1, dtype=np.int64)
         self._texts = np.array(self.index.cache.instructions, object)
         self._disk = DiskReads()

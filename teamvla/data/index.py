@@ -42,7 +42,7 @@ def build_index(
     Args:
         roots: folders of episodes.
         out: where the index goes; :func:`index_folder` decides if not given.
-        config: settings; those of the index that stands (or the defaults) if not given.
+        config: settings; those that were not given to it are kept from the index that stands.
         rebuild: read every episode again, whatever stands.
 
     Raises:
@@ -55,12 +55,15 @@ def build_index(
         raise InputError("index", "at least one root", "none")
     files = list_files(paths)
     folder = index_folder(paths, out)
-    standing = None if rebuild else _standing(folder)
+    standing = _standing(folder)
+    config = _settled(config, standing)
+    standing = None if rebuild else standing
     if standing is not None and _is_current(standing, files, config):
         return standing
     _make(folder)
     with _exclusive(folder):
         before, standing = standing, None if rebuild else _standing(folder, LOG.warning)
+        config = _settled(config, standing)
         if _build(before) != _build(standing):
             files = list_files(paths)  # another process was here; its list may be newer
         if standing is not None and _is_current(standing, files, config):
@@ -117,6 +120,12 @@ def _standing(folder: Path, tell: Callable[..., None] = LOG.debug) -> Index | No
     except InputError as error:
         tell("the index in %s cannot be used and is built anew: %s", folder, error)
         return None
+
+
+def _settled(config: IndexConfig | None, standing: Index | None) -> IndexConfig | None:
+    if standing is None:
+        return config
+    return config.over(standing.config) if config is not None else standing.config
 
 
 def _build(index: Index | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from teamvla.config.differences import differences
 from teamvla.data.cache import Cache
 from teamvla.data.cache_shards import RowShape, Shard, ShardInfo
 from teamvla.data.index_format import (
@@ -25,8 +26,8 @@ from teamvla.data.index_shards import NewShards, renumbered, row_ends
 from teamvla.data.index_statistics import index_statistics
 from teamvla.data.manifest import SKIPPED, Entry, FileState, Manifest, as_text
 from teamvla.data.splits import SPLITS, assign_splits
-from teamvla.errors import InputError
-from teamvla.files import naming, sync_directory, write_json
+from teamvla.errors import EpisodeError, InputError
+from teamvla.files import naming, read_json, sync_directory, write_json
 from teamvla.logs import progress
 
 LOG = logging.getLogger(__name__)
@@ -61,9 +62,17 @@ class IndexBuild:
             return self._run(files)
         except BaseException as error:
             self.new.abandon(error)
-            for folder in (self.build, *self.new.folders):
-                shutil.rmtree(folder, ignore_errors=True)
+            if not self._is_published():
+                for folder in (self.build, *self.new.folders):
+                    shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _is_published(self) -> bool:
+        """Whether the summary names this build: what failed, failed after it was replaced."""
+        try:
+            return bool(read_json(self.folder / SUMMARY)["build"] == self.build.name)
+        except (InputError, OSError, KeyError, TypeError):
+            return False
 
     def _run(self, files: list[FileState]) -> Index:
         found = self._match(files)
@@ -121,13 +130,16 @@ class IndexBuild:
         if self.before is None:
             LOG.info("indexing %s: %d episodes", roots, len(found.fresh))
             return
+        changes = differences(
+            self.before.config.model_dump(mode="json"), self.config.model_dump(mode="json")
+        )
         LOG.info(
             "indexing %s again: %d episodes added, %d changed, %d removed%s",
             roots,
             len(found.fresh) - found.changed if self.standing else 0,
             found.changed,
             found.removed,
-            "" if self.config == self.before.config else ", other settings",
+            f", {', '.join(changes)}" if changes else "",
         )
 
     def _read(self, found: Match) -> list[Read]:
@@ -206,8 +218,21 @@ class IndexBuild:
         splits = assign_splits(names, self.config.val_fraction, self.config.test_fraction)
         placed = zip(splits, used.tolist(), strict=True)
         manifest.columns["split"] = as_text(split if use else SKIPPED for split, use in placed)
+        self._require_most(manifest, reads)
         self._require_training(manifest)
         return manifest
+
+    def _require_most(self, manifest: Manifest, reads: list[Read]) -> None:
+        """Refuse to leave out most episodes: then it is more likely the first that is odd."""
+        invalid = int((manifest["problem"] != b"").sum())
+        if invalid > len(manifest.rows()):
+            example = next((f": {r.entry.file.path}: {r.reason}" for r in reads if r.reason), "")
+            raise EpisodeError(
+                ", ".join(map(str, self.roots)), "most episodes to fit the first",
+                f"{invalid} of {len(manifest)} that cannot be used{example}",
+                "Look with `teamvla validate`; episodes that differ go into roots of their own.",
+                code="E507",
+            )  # fmt: skip
 
     def _require_training(self, manifest: Manifest) -> None:
         training = set(manifest["task"][manifest.rows("train")].tolist())

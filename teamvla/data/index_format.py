@@ -17,7 +17,7 @@ changed; adding episodes adds one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -56,6 +56,11 @@ class IndexConfig(Settings):
         default="raw", description="How the cache keeps pictures; jpeg is smaller but lossy."
     )
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="Of codec jpeg.")
+
+    def over(self, before: IndexConfig) -> IndexConfig:
+        """The settings that were given here, the others as they were ``before``."""
+        given = self.model_dump(include=self.model_fields_set)
+        return IndexConfig.model_validate({**before.model_dump(), **given})
 
     @model_validator(mode="after")
     def _leaves_something_to_train(self) -> Self:
@@ -160,6 +165,14 @@ class Index:
                     known = paths.get(row)
                     where = "an episode that is no longer used" if known is None else None
                     yield where or table.text("path", paths[row]), names
+
+    def changed_files(self, roots: Sequence[Path]) -> Iterator[str]:
+        """Read every episode file; the paths of those that are not what was indexed."""
+        table = self.episodes
+        for row in np.flatnonzero(table["digest"] != b"").tolist():
+            path = roots[int(table["root"][row])] / table.text("path", row)
+            if not path.is_file() or sha256_file(path) != table.text("digest", row):
+                yield str(path)
 
     @property
     def digest(self) -> str:

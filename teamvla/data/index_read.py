@@ -13,7 +13,7 @@ from typing import Any
 from teamvla.contract import Contract
 from teamvla.data.cache_shards import Stored
 from teamvla.data.index_format import IndexConfig
-from teamvla.data.manifest import Entry, FileState, unusable
+from teamvla.data.manifest import Entry, FileState
 from teamvla.data.npz import Episode, read_episode
 from teamvla.data.packing import Buffers, Layout, pack, store
 from teamvla.errors import ContractError, EpisodeError, InputError
@@ -23,7 +23,7 @@ from teamvla.files import sha256_file
 UNREADABLE = "E217"
 #: episodes disagree with each other: no reason to leave out the one that comes second
 _DISAGREEMENT = "E503"
-_THREADS = min(4, len(os.sched_getaffinity(0)))
+THREADS = min(4, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ class EpisodeReader:
         waiting = deque(files)
         while waiting and self.agreement.layout is None:
             yield self._read(waiting.popleft())
-        with ThreadPoolExecutor(_THREADS, "index") as pool:
+        with ThreadPoolExecutor(THREADS, "index") as pool:
             running: deque[Future[Read]] = deque()
             try:
                 while waiting or running:
-                    while waiting and len(running) < 2 * _THREADS:
+                    while waiting and len(running) < 2 * THREADS:
                         running.append(pool.submit(self._read, waiting.popleft()))
                     yield running.popleft().result()
             finally:
@@ -149,8 +149,6 @@ class EpisodeReader:
 
     def _episode(self, file: FileState, digest: str) -> Read:
         episode = read_episode(self.roots[file.root] / file.path)
-        if episode.num_steps < 1:
-            raise unusable(episode.path, "at least one step", "none", "E501")
         names = (episode.task, episode.episode_id, episode.num_steps, episode.success)
         entry = Entry(file, *names, digest=digest)
         if self.config.only_successful and not episode.success:

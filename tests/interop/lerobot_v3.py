@@ -40,7 +40,7 @@ def main() -> int:
     assert worst <= options.tolerance, f"a picture is {worst:.2f} off"
     sys.stdout.write(
         f"{len(paths)} episodes, {row} frames at {dataset.fps} fps: state (with the grippers), "
-        f"actions, tasks, times and success equal; worst picture {worst:.3f} of 255 off on average\n"
+        f"actions, tasks, times and success equal; worst picture {worst:.3f} of 255 off\n"
     )
     return 0
 

@@ -88,7 +88,9 @@ class ParquetRows:
     def _batches(self, group: int, names: list[str]) -> Iterator[Any]:
         rows = self._rows_at_once(group, names)
         with self._sound():
-            yield from self._file.iter_batches(rows, row_groups=[group], columns=names)
+            yield from self._file.iter_batches(
+                rows, row_groups=[group], columns=names, use_threads=False
+            )
 
     def _rows_at_once(self, group: int, names: list[str]) -> int:
         """So many that a batch stays small, whatever a value's size is in the end."""
