@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from kills import run_and_kill
+from sample_steps import rewrite
 from synthetic import write_episodes
 
 from teamvla.cli.app import run
@@ -193,7 +195,6 @@ def test_every_setting_is_where_a_user_looks_for_it(capsys):
 
 @pytest.mark.parametrize(("legacy", "first"), [("previous", 1.0), ("current", 0.0)])
 def test_version_1_is_found_out_and_rewritten(tmp_path, legacy, first):
-    import numpy as np
     from synthetic import make_steps
 
     steps = make_steps(4, 0, measured=False)
@@ -202,8 +203,22 @@ def test_version_1_is_found_out_and_rewritten(tmp_path, legacy, first):
     meta = np.array({"task": "lift", "episode_id": "old", "success": True}, dtype=object)
     (tmp_path / "old" / "lift").mkdir(parents=True)
     np.savez(tmp_path / "old" / "lift" / "old.npz", metadata=meta, steps=np.array(steps, object))
+    example = write_episodes(tmp_path / "example", 1)[0]
     options = ["--to", "episodes", "--out", str(tmp_path / "new"), "--legacy-actions", legacy]
+    options += ["--set", f"contract={example}"]
     assert run(["convert", str(tmp_path / "old"), *options]) == 0
     episode = read_episode(find_episodes(tmp_path / "new")[0])
     assert episode.fields["action_a"][0, 0] == first
     assert episode.num_steps == (3 if legacy == "previous" else 4)
+    assert episode.meta["contract"] == read_episode(example).meta["contract"]
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_numbers_that_are_not_finite_are_refused_in_the_source(root, tmp_path, name):
+    path = find_episodes(root)[1]
+    q = read_episode(path).fields["q_b"].copy()
+    q[2, 0] = np.nan
+    rewrite(path, q_b=q)
+    with pytest.raises(SchemaError, match=rf"{path}: step 2: q_b") as caught:
+        convert(root, name, tmp_path / "out", config=PNG)
+    assert caught.value.code == "E107"

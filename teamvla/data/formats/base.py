@@ -34,6 +34,10 @@ class ConvertConfig(Settings):
     )
     task: str | None = Field(default=None, description="Slug of the task, over the source's.")
     instruction: str | None = Field(default=None, description="The prompt, over the source's.")
+    contract: str | None = Field(
+        default=None,
+        description="Episode or YAML file; its contract is given to episodes that have none.",
+    )
     legacy_actions: Literal["previous", "current"] = Field(
         default="previous", description="What the action fields of a version-1 file hold."
     )

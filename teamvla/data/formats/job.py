@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from teamvla.config.source import read_source
+from teamvla.contract import Contract
+from teamvla.data.episodes import SUFFIX
+from teamvla.data.fields import meaning_in, spec_of
 from teamvla.data.formats.base import ConvertConfig, Source, digest_of
 from teamvla.data.formats.report import Report
-from teamvla.data.npz import Episode
-from teamvla.errors import InputError, SchemaError
+from teamvla.data.npz import Episode, read_meta
+from teamvla.data.ragged import Ragged
+from teamvla.errors import EpisodeError, InputError, SchemaError
 from teamvla.files import write_json
 from teamvla.logs import progress
 
@@ -81,11 +88,29 @@ class Job:
 
     def episodes(self, doing: str, report: Report) -> Iterator[tuple[str, Episode]]:
         """Every episode by its name, with the progress of ``doing`` this."""
-        keys = self.names()
+        keys, contract = self.names(), self._contract()
         with progress(doing, len(keys), "episode") as bar:
             for key in keys:
-                yield key, self.opened.read(key, report)
+                episode = self.opened.read(key, report)
+                if contract is not None and "contract" not in episode.meta:
+                    said = {"contract": contract.to_dict(), "contract_digest": contract.digest}
+                    episode = replace(episode, meta={**episode.meta, **said})
+                    report.note("added", "contract", "contract", f"that of {self.config.contract}")
+                _require_finite(episode)
+                yield key, episode
                 bar.advance()
+
+    def _contract(self) -> Contract | None:
+        """What episodes without a contract get."""
+        if self.config.contract is None:
+            return None
+        path = Path(self.config.contract)
+        if path.suffix != SUFFIX:
+            return Contract.parse(read_source(path, str(path)).data, str(path))
+        contract = meaning_in(read_meta(path)).contract
+        if contract is None:
+            raise InputError(str(path), "an episode with a contract", "one without")
+        return contract
 
     def digest(self, *keys: str) -> str:
         """Digest of the bytes of these episodes and of all settings that change the output."""
@@ -107,3 +132,19 @@ class Job:
         """Put the report into the output."""
         content = self.done(report, skipped).to_dict()
         write_json(folder / REPORT, {"schema": _SCHEMA, **more, **content})
+
+
+def _require_finite(episode: Episode) -> None:
+    """No format is given numbers that no policy can learn from."""
+    for name, column in episode.fields.items():
+        spec = spec_of(name)
+        if spec is None or not spec.finite or column.dtype.kind != "f":
+            continue
+        rows = column.values if isinstance(column, Ragged) else column
+        wrong = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+        if wrong.any():
+            at = int(wrong.argmax())
+            if isinstance(column, Ragged):
+                at = int(np.searchsorted(column.offsets, at, "right")) - 1
+            where, mend = f"{episode.path}: step {at}: {name}", "Mend or remove the episode."
+            raise EpisodeError(where, "finite numbers", "NaN or infinity", mend, code="E107")

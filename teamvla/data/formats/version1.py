@@ -23,9 +23,10 @@ class Version1Files(EpisodeFiles):
         for name in episode.fields:
             report.note("carried", name, name)
         if self._legacy == "previous":
-            why = "previous targets became those of the row before"
-            for name in [n for n in episode.fields if n.startswith("action_")]:
-                report.note("changed", name, name, why)
+            why = "told of the step before, and moved to its row"
+            for name in episode.fields:
+                if name == "success" or name.startswith("action_"):
+                    report.note("changed", name, name, why)
             report.note("lost", "last step", "", "no command was sent from its observation")
         return episode
 
