@@ -51,7 +51,7 @@ def convert(
     which is also written into the output.
 
     Settings: mapping (and the keys in it, as mapping.control_hz), control_hz, task,
-    instruction, legacy_actions, compression (fast, stored or zlib), images (video or
+    instruction, contract, legacy_actions, compression (fast, stored or zlib), images (video or
     png), codec (libsvtav1 or libx264), crf (0 to 51), jpeg_channels (rgb or bgr).
     docs/your_robot.md tells what they mean.
     """
