@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import Field
 from teamvla import seeds
 from teamvla.config import Settings
 from teamvla.data import EpisodeWriter, read_meta
-from teamvla.errors import InputError, SimulationError
+from teamvla.errors import EpisodeWriteError, InputError, SimulationError
 from teamvla.files import canonical_json, check_folder
 from teamvla.logs import progress
 from teamvla.rollout import Observation, Outcome, Tick, rollout, run_episodes
@@ -136,12 +137,15 @@ class Recorder:
             rng = seeds.generator(self.seed, seeds.Domain.NOISE, index)
             noise = ActionNoise(self.config.noise, rng, joints)
             # What a killed run left of this very episode is recorded again, to the same bytes.
-            with EpisodeWriter(
-                self.out,
-                compression=self.config.compression,
-                leftover="discard",
-                sync_every=_SYNC_EVERY,
-            ) as writer:
+            with (
+                EpisodeWriter(
+                    self.out,
+                    compression=self.config.compression,
+                    leftover="discard",
+                    sync_every=_SYNC_EVERY,
+                ) as writer,
+                _dropped_on_errors(writer),
+            ):
                 outcome = rollout(
                     env,
                     expert,
@@ -179,6 +183,18 @@ class Recorder:
             return writer.end_episode(outcome.success, {"reward": outcome.reward})
         writer.abort()
         return None
+
+
+@contextmanager
+def _dropped_on_errors(writer: EpisodeWriter) -> Iterator[None]:
+    """What can be made again needs no journal, unless the disk did not take the whole of it."""
+    try:
+        yield
+    except EpisodeWriteError:
+        raise
+    except BaseException:
+        writer.abort()
+        raise
 
 
 def _step(tick: Tick, phase: str, control_hz: float) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from hostile import META, META1, Entry, columns, deflate, npy, old, pickled, ste
 
 from teamvla.data.codes import CODES
 from teamvla.data.npz import Episode, read_episode
+from teamvla.data.overview.survey import look
+from teamvla.data.validation import quick, validate_file
 from teamvla.data.version1 import read_version1
 from teamvla.errors import SchemaError
 
@@ -80,9 +82,20 @@ class Fuzzer:
             return self._known(number, error)
         except Exception as error:
             raise AssertionError(f"case {number} of seed {self._seed}: {error!r}") from error
+        finally:
+            self._look(number)
         lengths = {len(array) for array in episode.fields.values()}
         assert lengths == {episode.num_steps}, number
         return "episode"
+
+    def _look(self, number: int) -> None:
+        """What validates and what counts must survive it, too."""
+        try:
+            found = [*validate_file(self._path), *quick.look(self._path)[1]]
+            look(self._path)
+        except Exception as error:
+            raise AssertionError(f"case {number} of seed {self._seed}: {error!r}") from error
+        assert {one.code for one in found} <= CODES.keys() - {"E440"}, (number, found)
 
     def _known(self, number: int, error: SchemaError) -> str:
         assert error.code in CODES, (number, error)

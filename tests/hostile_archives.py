@@ -197,6 +197,9 @@ def metadata() -> Iterator[Case]:
         ("of a length that one column has not", "E241", sound(q_a=npy(np.zeros((3, 2), "f4")))),
         ("of an instruction that is a list", "E104", with_meta({**META, "instruction": [1]})),
         ("of JSON fields that are a number", "E124", with_meta({**META, "json_fields": 3})),
+        ("of JSON fields twice", "E127", with_meta({**META, "json_fields": ["q_a", "q_a"]})),
+        ("of JSON fields that are its own", "E127", with_meta({**META, "json_fields": ["meta"]})),
+        ("of JSON fields that are pictures", "E128", with_meta({**META, "json_fields": ["rgb_a"]})),
         ("without a success", "E122",
          with_meta({k: v for k, v in META.items() if k != "success"})),
     ]  # fmt: skip

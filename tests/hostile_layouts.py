@@ -34,6 +34,7 @@ def layouts() -> Iterator[Case]:
     yield Case("numbers that are not finite", "E107",
                old_steps({"q_a": np.full(2, np.nan, np.float32)}, {}, {}), True)  # fmt: skip
     yield Case("a task with a path", "E123", old_steps({}, {}, {}, task="../x"), True)
+    yield Case("an old contract that is none", "E411", old_steps({}, {}, {}, contract=[1]), True)
     yield Case("metadata of NaN", "E121", old_steps({}, {}, {}, x=float("nan")), True)
     yield Case("metadata of bytes", "E121", old_steps({}, {}, {}, x=b"x"), True)
     yield Case("huge metadata", "E125", old_steps({}, {}, {}, x="x" * (5 << 20)), True,

@@ -122,16 +122,23 @@ def test_legal_fields_pass(fields: dict[str, Any]) -> None:
     validate_step(make_step(**fields))
 
 
-@pytest.mark.parametrize("value", [np.float32(1), np.int64(3), np.bool_(True), np.zeros(())])
-def test_numpy_scalars_in_unknown_fields_are_refused(value: Any) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float32(1), np.int64(3), np.bool_(True), np.zeros(()), [np.float32(1)], [np.int64(1)],
+        {"a": np.float64(1)}, {"a": [{"b": np.float64(1)}]}, {np.str_("a"): 1},
+    ],
+)  # fmt: skip
+def test_numpy_scalars_anywhere_in_unknown_fields_are_refused(value: Any) -> None:
     assert code_of(validate_step, make_step(extra=value)) == "E110"
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        object(), {1, 2}, b"bytes", (1, 2), [np.float32(1)], {"a": float("nan")}, 1 << 63, {1: 2},
+        object(), {1, 2}, b"bytes", (1, 2), {"a": float("nan")}, 1 << 63, {1: 2},
         np.array([None]), np.zeros(2, "M8[s]"), np.zeros(2, [("a", "f4")]), np.zeros(2, "f16"),
+        np.ma.masked_array([1.0, 2.0], [True, False]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_stored_is_refused(value: Any) -> None:

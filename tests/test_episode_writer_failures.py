@@ -36,11 +36,27 @@ def test_leaving_the_block_drops_an_unfinished_episode(
     assert files(tmp_path) == []
 
 
-def test_an_exception_in_the_block_drops_the_episode_and_gets_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, ValueError])
+def test_an_exception_in_the_block_leaves_the_steps_to_repair_and_gets_out(
+    tmp_path: Path, reason: type[BaseException]
+) -> None:
     def record() -> None:
         with EpisodeWriter(tmp_path) as writer:
             writer.start_episode({"task": "lift"})
             writer.add_step(make_step())
+            raise reason
+
+    with pytest.raises(reason):
+        record()
+    assert files(tmp_path) == ["lift/.episode-000000.part"]
+    repair_roots([tmp_path], apply=True)
+    assert read_episode(tmp_path / "lift/episode-000000-partial.npz").num_steps == 1
+
+
+def test_an_exception_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
+    def record() -> None:
+        with EpisodeWriter(tmp_path) as writer:
+            writer.start_episode({"task": "lift"})
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -130,3 +130,19 @@ def test_grippers_are_never_disturbed_and_resting_arms_hardly():
 )  # fmt: skip
 def test_no_two_initial_states_share_a_seed_whatever_the_seeds(triples):
     assert len({seeds.reset_seed(*triple) for triple in triples}) == len(triples)
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, ValueError])
+def test_what_breaks_off_and_can_be_made_again_leaves_no_journal(tmp_path, monkeypatch, reason):
+    real = EpisodeWriter.add_step
+
+    def breaks(writer, step):
+        real(writer, step)
+        if step["timestamp"] > 0.1:
+            assert list(tmp_path.rglob(".*.part"))
+            raise reason
+
+    monkeypatch.setattr(EpisodeWriter, "add_step", breaks)
+    with pytest.raises(reason):
+        record(recorder(tmp_path), 1)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -19,7 +19,8 @@ from teamvla.data.overview.report import render
 from teamvla.data.overview.samples import choose
 from teamvla.data.overview.spread import Histogram, Spread
 from teamvla.data.overview.survey import Take
-from teamvla.data.overview.words import duration, interval, printable, share, size
+from teamvla.data.overview.words import duration, interval, share, size
+from teamvla.data.validation.findings import printable
 
 B_FIELDS = ("rgb_b", "q_b", "action_b", "grip_b")
 EVIL = '<script>alert("x")</script> $x^{ \x1b[31m'

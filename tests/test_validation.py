@@ -1,22 +1,18 @@
-"""Validating files: every finding by its code, and the command that shows them."""
+"""Validating files: every finding by its code."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sample_steps import CONTRACT, make_step, rewrite, write_episode, write_steps
+from validation_roots import mixed_root as mixed_root
 
-from teamvla.cli.app import run
-from teamvla.data.codes import CODES
-from teamvla.data.explanations import ELSEWHERE, MENDS
 from teamvla.data.npz import read_episode
 from teamvla.data.validation import Finding, validate_file, validate_roots
-from teamvla.data.validation.reasons import REASONS
 from teamvla.errors import InputError
 
 STEPS = 4
@@ -209,18 +205,6 @@ def test_a_file_at_the_top_of_its_root_may_have_any_name(episode: Path, tmp_path
     assert {finding.code for finding in validate_file(moved)} == {"E401"}
 
 
-@pytest.fixture
-def mixed_root(tmp_path: Path) -> Path:
-    """Ten episodes; the odd ones have two findings each."""
-    root = tmp_path / "mixed"
-    for number in range(10):
-        path = write_episode(root, STEPS, f"episode-{number}")
-        if number % 2:
-            grips = {f"grip_{arm}": column(path, f"grip_{arm}", {0: 2.0}) for arm in "ab"}
-            rewrite(path, **grips)
-    return root
-
-
 @pytest.mark.parametrize("workers", [2, 5])
 def test_the_report_is_the_same_for_any_number_of_workers(mixed_root: Path, workers: int) -> None:
     alone = validate_roots([mixed_root], workers=1)
@@ -244,141 +228,6 @@ def test_a_missing_or_empty_root_is_an_input_error(tmp_path: Path, name: str) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError):
         validate_roots([tmp_path / name])
-
-
-# The command.
-
-
-def test_the_command_on_sound_episodes(episode: Path, capsys: pytest.CaptureFixture) -> None:
-    root = str(episode.parent.parent)
-    assert run(["validate", root]) == 0
-    out, err = capsys.readouterr()
-    assert out == "ok  1 episodes, no findings\n"
-    assert f"teamvla index {root}" in err
-
-
-def test_the_command_on_invalid_episodes(mixed_root: Path, capsys: pytest.CaptureFixture) -> None:
-    assert run(["validate", str(mixed_root)]) == 1
-    out = capsys.readouterr().out
-    assert str(mixed_root / "lift" / "episode-1.npz") in out
-    assert "E108  step 0  grip_a  expected values in [0, 1], got 2.0 (1 of 4 steps)" in out
-    assert "E108  error       10      5  a number is out of its range" in out
-    assert "invalid  10 errors in 5 of 10 episodes" in out
-
-
-def test_the_command_s_json(mixed_root: Path, capsys: pytest.CaptureFixture) -> None:
-    assert run(["validate", str(mixed_root), "--json"]) == 1
-    document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == "teamvla.validate/1"
-    assert document["status"] == "findings"
-    assert (document["episodes"], document["invalid"]) == (10, 5)
-    assert document["findings"][0] == {
-        "code": "E108",
-        "level": "error",
-        "file": str(mixed_root / "lift" / "episode-1.npz"),
-        "step": 0,
-        "field": "grip_a",
-        "message": "expected values in [0, 1], got 2.0 (1 of 4 steps)",
-    }
-
-
-def test_the_command_s_json_has_a_summary(mixed_root: Path, capsys: pytest.CaptureFixture) -> None:
-    run(["validate", str(mixed_root), "--json"])
-    document = json.loads(capsys.readouterr().out)
-    assert document["levels"] == {"error": 10, "warning": 0, "info": 0}
-    assert document["summary"] == [
-        {
-            "code": "E108",
-            "level": "error",
-            "title": "a number is out of its range",
-            "count": 10,
-            "files": 5,
-        }
-    ]
-
-
-@pytest.mark.parametrize(
-    ("options", "code"),
-    [
-        ([], 1),
-        (["--ignore", "E108"], 0),
-        (["--ignore", "E1"], 0),
-        (["--ignore", "E4,W"], 1),
-        (["--select", "W"], 0),
-        (["--select", "E4,E108"], 1),
-        (["--select", "E1", "--ignore", "E108"], 0),
-        (["--select", "E108", "--ignore", "E1"], 1),
-        (["--select", "e1", "--ignore", "e1"], 0),
-        (["--level", "error"], 1),
-        (["--level", "info"], 1),
-        (["--quick"], 0),
-    ],
-)
-def test_what_is_shown_decides_the_exit_code(
-    mixed_root: Path, options: list[str], code: int
-) -> None:
-    assert run(["validate", str(mixed_root), *options]) == code
-
-
-def test_warnings_are_not_shown_at_the_level_of_errors(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        write_episode(tmp_path, 12, name)
-    assert run(["validate", str(tmp_path)]) == 1
-    assert run(["validate", str(tmp_path), "--level", "error"]) == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--select", "W999"], "--select: expected a code or its beginning, got 'W999'"),
-        (["--ignore", "x"], "--ignore: expected a code or its beginning, got 'X'"),
-        (["--level", "loud"], "level: expected error or warning or info, got 'loud'"),
-        ([], "expected a folder of episodes, got none"),
-        (["--explain", "W499"], "--explain: expected a code such as E107 or W412, got 'W499'"),
-    ],
-)
-def test_wrong_options_are_usage_errors(
-    mixed_root: Path, capsys: pytest.CaptureFixture, arguments: list[str], said: str
-) -> None:
-    roots = [str(mixed_root)] if arguments else []
-    assert run(["validate", *roots, *arguments]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_a_mistyped_code_gets_a_suggestion(capsys: pytest.CaptureFixture) -> None:
-    assert run(["validate", "--explain", "WE107"]) == 2
-    assert "Did you mean E107?" in capsys.readouterr().err
-
-
-# Explanations.
-
-
-@pytest.mark.parametrize("code", sorted(CODES))
-def test_every_code_is_explained(code: str, capsys: pytest.CaptureFixture) -> None:
-    assert run(["validate", "--explain", code.lower(), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["code"], document["title"]) == (code, CODES[code])
-    assert all(len(document[part]) > 6 for part in ("why", "how", "mend"))
-
-
-def test_every_judgement_has_reasons_of_its_own() -> None:
-    judged = {code for code in CODES if code[:2] in ("W4", "I4")}
-    assert judged <= set(REASONS) <= set(CODES)
-
-
-def test_the_page_of_codes_and_the_explanations_say_the_same() -> None:
-    page = Path(__file__).parent.parent / "docs" / "codes.md"
-    rows = re.findall(r"^\| ([A-Z]\d{3}) \| (.*?) \| (.*) \|$", page.read_text("utf-8"), re.M)
-    mends = {code: mend for code, _, mend in rows}
-    assert {code: mends[code] for code in MENDS} == MENDS
-    assert {code: title for code, title, _ in rows if code in ELSEWHERE} == ELSEWHERE
-
-
-def test_an_explanation_reads_well(capsys: pytest.CaptureFixture) -> None:
-    assert run(["validate", "--explain", "W412"]) == 0
-    first, *rest = capsys.readouterr().out.splitlines()
-    assert first == "W412  actions are shifted: they belong to the row before"
-    assert [line[:5] for line in rest if line[0] != " "] == ["why  ", "found", "mend "]
 
 
 # Looking at directories alone.
@@ -407,25 +256,3 @@ def test_quick_inflates_nothing(episode: Path) -> None:
     episode.write_bytes(content)
     assert validate_roots([episode], quick=True).findings == ()
     assert validate_roots([episode]).findings != ()
-
-
-@pytest.mark.parametrize("name", ["missing", "empty"])
-def test_the_command_on_no_episodes(
-    tmp_path: Path, capsys: pytest.CaptureFixture, name: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    assert run(["validate", str(tmp_path / name)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert str(tmp_path / name) in err
-
-
-def test_the_command_shows_a_screenful(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for number in range(60):
-        folder = tmp_path / "lift"
-        folder.mkdir(exist_ok=True)
-        (folder / f"e{number:02d}.npz").touch()
-    assert run(["validate", str(tmp_path)]) == 1
-    out = capsys.readouterr().out
-    assert "... and 10 more; --json lists them all" in out
-    assert "60 errors in 60 of 60 episodes" in out

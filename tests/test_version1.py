@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile import META1, Entry, pickled, zip_bytes
-from sample_steps import make_step
+from sample_steps import CONTRACT, make_step
 
 from teamvla.data.pickles import load_objects
 from teamvla.data.version1 import read_version1
@@ -157,3 +157,39 @@ def test_arrays_are_views_of_the_stream() -> None:
     (array,) = load_objects(stream, (1,), Budget(100_000, "x"))
     assert array.tolist()[-1] == 99_999
     assert not array.flags.owndata
+
+
+def test_the_fields_are_those_of_the_contract_in_the_metadata(tmp_path: Path) -> None:
+    contract = {"embodiment": "single_arm", "arms": CONTRACT["arms"][:1],
+                "cameras": CONTRACT["cameras"][:1]}  # fmt: skip
+    steps = [{k: v for k, v in step.items() if not k.endswith("_b")} for step in STEPS]
+    path = saved(tmp_path / "old.npz", steps=objects(steps, 5),
+                 metadata=objects({**META, "contract": contract}))  # fmt: skip
+    read = read_version1(path)
+    assert "q_b" not in read.fields
+    np.testing.assert_array_equal(read.fields["action_a"][0], STEPS[1]["action_a"])
+    saved(path, metadata=objects({**META, "contract": [1]}))
+    with pytest.raises(EpisodeError) as caught:
+        read_version1(path)
+    assert caught.value.code == "E411"
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "mend"),
+    [
+        (STEPS[:1], "E276", "--legacy-actions current"),
+        ([{**STEPS[0], "task": "other"}, *STEPS[1:]], "E277", "where it was written"),
+        ([{k: v for k, v in step.items() if k != "q_a"} for step in STEPS], "E102", "where it was"),
+        ([{**step, "extra": np.float32(1)} for step in STEPS], "E110", "Use a Python number"),
+    ],
+)
+def test_sound_bytes_that_break_a_rule_are_not_to_be_copied_again(
+    tmp_path: Path, steps: list[dict[str, Any]], code: str, mend: str
+) -> None:
+    said = objects({**META, "num_steps": len(steps)})
+    path = saved(tmp_path / "old.npz", steps=objects(steps, len(steps)), metadata=said)
+    with pytest.raises(EpisodeError) as caught:
+        read_version1(path)
+    assert caught.value.code == code
+    assert mend in caught.value.mend
+    assert "another copy" not in caught.value.mend

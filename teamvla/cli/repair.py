@@ -20,6 +20,7 @@ _VERBS = {
     "publish": ("would publish", "published"),
     "recover": ("would recover", "recovered"),
     "remove": ("would remove", "removed"),
+    "keep": ("would set aside", "set aside"),
     "leave": ("in use", "in use"),
     "stuck": ("cannot repair", "cannot repair"),
 }
@@ -36,7 +37,8 @@ def repair(
     Lists journals and temporary files below the roots and what would be done. With
     --apply a journal of a whole episode is published, any other becomes ID-partial, which
     counts as failed unless its last step says success. What a recorder at work holds is
-    left alone. Exit code 1 if anything is left to be done.
+    left alone. A damaged journal is kept as .ID.part.damaged once the steps before the
+    damage are saved. Exit code 1 if anything is left to be done.
     """
     from teamvla.data.repair import repair_roots
 
@@ -76,7 +78,8 @@ def _lines(report: RepairReport, apply: bool, style: Style) -> Iterator[str]:
 def _line(one: Leftover) -> str:
     target = f" -> {one.target}" if one.action in ("publish", "recover") else ""
     steps = f" {one.steps} steps" if one.steps else ""
-    return f"{_verb(one)}{steps}{target}: {one.reason}"
+    kept = f"; the rest is kept in {one.kept}" if one.kept else ""
+    return f"{_verb(one)}{steps}{target}: {one.reason}{kept}"
 
 
 def _verb(one: Leftover) -> str:

@@ -115,7 +115,8 @@ def _figures(overview: Overview, group: Group) -> tuple[str, ...]:
 
 
 def _group(group: Group, style: Style) -> Iterator[str]:
-    from teamvla.data.overview.words import contract_facts, printable
+    from teamvla.data.overview.words import contract_facts
+    from teamvla.data.validation.findings import printable
 
     for name, value in contract_facts(group):
         yield from _fact(name, printable(value), style)
@@ -135,7 +136,8 @@ def _fact(name: str, value: str, style: Style) -> list[str]:
 
 
 def _joints(group: Group, arm: str) -> Iterator[tuple[str, ...]]:
-    from teamvla.data.overview.words import interval, joint_rows, printable
+    from teamvla.data.overview.words import interval, joint_rows
+    from teamvla.data.validation.findings import printable
 
     for row in joint_rows(group, arm):
         name = textwrap.shorten(printable(f"{arm} {row.joint}"), 24, placeholder="...")
@@ -151,7 +153,7 @@ def _table(names: tuple[str, ...], rows: list[tuple[str, ...]], style: Style) ->
 
 
 def _findings(overview: Overview, style: Style) -> Iterator[str]:
-    from teamvla.data.codes import CODES
+    from teamvla.data.validation.findings import title
 
     label = style.bold("findings")
     if not overview.findings:
@@ -164,6 +166,6 @@ def _findings(overview: Overview, style: Style) -> Iterator[str]:
     counts = Counter(finding.code for finding in overview.findings)
     for code, count in counts.most_common(_MOST_CODES):
         paint = style.red if code.startswith("E") else style.yellow
-        yield f"{'':5}{count:>5} x  {paint(code)}  {CODES.get(code, '')}"
+        yield f"{'':5}{count:>5} x  {paint(code)}  {title(code)}"
     if len(counts) > _MOST_CODES:
         yield f"{'':12}and {len(counts) - _MOST_CODES} other codes; --json lists them all"

@@ -64,7 +64,11 @@ def validate(
         raise ConfigError("validate", "a folder of episodes", "none", mend)
     from teamvla.data.validation import Selection, validate_roots
 
-    selection = Selection(level, _split(select), _split(ignore))  # type: ignore[arg-type]
+    selection = Selection(
+        level,  # type: ignore[arg-type]
+        _split("--select", select),
+        _split("--ignore", ignore),
+    )
     report = validate_roots(roots, workers=workers, quick=quick, selection=selection)
     return Result(
         "teamvla.validate/1",
@@ -75,10 +79,13 @@ def validate(
     )
 
 
-def _split(given: Sequence[str] | None) -> tuple[str, ...]:
+def _split(option: str, given: Sequence[str] | None) -> tuple[str, ...]:
     """``W41,E107`` and repeated options alike."""
-    parts = (part.strip().upper() for text in given or () for part in text.split(","))
-    return tuple(part for part in parts if part)
+    parts = [part.strip().upper() for text in given or () for part in text.split(",")]
+    named = tuple(part for part in parts if part)
+    if given and not named:  # an unset variable of a script must not mean: all of them
+        raise ConfigError(option, "codes or their beginnings", repr(",".join(given)))
+    return named
 
 
 def _data(report: ValidationReport, quick: bool) -> dict[str, Any]:
@@ -89,6 +96,7 @@ def _data(report: ValidationReport, quick: bool) -> dict[str, Any]:
         "levels": {level: report.count(level) for level in ("error", "warning", "info")},
         "summary": [vars(row) for row in report.summary()],
         "findings": [finding.to_dict() for finding in report.findings],
+        "leftovers": [str(path) for path in report.leftovers],
     }
 
 
@@ -100,15 +108,18 @@ def _next(roots: Sequence[Path], report: ValidationReport) -> str:
 
 
 def _lines(report: ValidationReport, style: Style) -> Iterator[str]:
+    from teamvla.data.validation.findings import printable
+
     if not report.findings:
         yield f"{style.green('ok')}  {report.episodes} episodes, no findings"
+        yield from _leftovers(report, style)
         return
     shown = report.findings[:_MOST_SHOWN]
     widths = [
         max(len(cells[at]) for cells in map(_cells, shown)) for at in range(len(_cells(shown[0])))
     ]
     for path, of in groupby(shown, lambda finding: finding.path):
-        yield style.cyan(str(path))
+        yield style.cyan(printable(str(path)))
         for finding in of:
             yield from _row(finding, widths, style)
     if len(report.findings) > len(shown):
@@ -116,6 +127,7 @@ def _lines(report: ValidationReport, style: Style) -> Iterator[str]:
     yield ""
     yield from _table(report, style)
     yield _verdict(report, style)
+    yield from _leftovers(report, style)
 
 
 def _cells(finding: Finding) -> tuple[str, str, str]:
@@ -154,6 +166,12 @@ def _table(report: ValidationReport, style: Style) -> Iterator[str]:
         code = _coloured(row.level, row.code, style)
         numbers = f"{row.count:>{counts[0]}}  {row.files:>{counts[1]}}"
         yield f"{code}  {row.level:<7}  {numbers}  {row.title}"
+
+
+def _leftovers(report: ValidationReport, style: Style) -> Iterator[str]:
+    if count := len(report.leftovers):
+        files = "left-over" if count == 1 else "left-overs"
+        yield f"{style.dim('info')}  {count} {files} of interrupted recordings: see teamvla repair"
 
 
 def _verdict(report: ValidationReport, style: Style) -> str:

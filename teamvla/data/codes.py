@@ -37,6 +37,8 @@ CODES = {
     "E124": "a metadata value has the wrong type",
     "E125": "metadata is larger than a file may carry",
     "E126": "the file format has another version",
+    "E127": "json_fields names what is not in the file, or names it twice",
+    "E128": "a JSON field is not one text a step",
     # The zip container.
     "E201": "not a zip file, or cut short at its end",
     "E202": "too many members",
@@ -116,6 +118,8 @@ CODES = {
     "E310": "the episode is too large for one file",
     "E311": "another process is recording the episode",
     "E312": "a killed recording of the episode was left over",
+    "E313": "metadata at the end name another contract than at the start",
+    "E314": "a step's texts and JSON are too large for the journal",
     # Content against metadata and contract.
     "E401": "the folder is not the task, or the file name not the episode id",
     "E402": "the success flag contradicts the last step",
@@ -133,6 +137,7 @@ CODES = {
     "E421": "a gripper's command and opening run against each other",
     "E433": "the same episode in two splits",
     "E437": "angles in degrees",
+    "E440": "a file that validate cannot judge to its end",
     "W401": "a single value far from its neighbours",
     "W402": "a command jumps",
     "W403": "a joint skips",
@@ -164,6 +169,7 @@ CODES = {
     "W443": "a quaternion is not of length one",
     "W445": "an episode far shorter or longer than the others",
     "I411": "a joint is never used",
+    "I446": "single pictures come twice",
     # Conversion.
     "E601": "a data set is of no known format, or holds no episode",
     "E602": "the output of a conversion is something else that exists",

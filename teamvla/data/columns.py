@@ -15,11 +15,12 @@ import numpy as np
 
 from teamvla.data.fields import STEP_SPECS, spec_of
 from teamvla.data.ragged import OFFSETS
-from teamvla.data.specs import VARIABLE, FieldSpec, describe, describe_value
+from teamvla.data.specs import VARIABLE, FieldSpec, describe, describe_value, is_array
 from teamvla.errors import SchemaError
 from teamvla.files import canonical_json
 
 _FIRST_CAPACITY = 64
+_ROWS = "If its length varies from step to step, call it rows_NAME, float32[P,D]."
 
 
 class Column(Protocol):
@@ -27,12 +28,9 @@ class Column(Protocol):
 
     is_json: bool
     is_ragged: bool
-    step_bytes: int
-    """Of one step; 0 if that varies."""
 
-    @property
-    def nbytes(self) -> int:
-        """Of all values so far; a guess for texts."""
+    def size_with(self, value: Any) -> int:
+        """Bytes of its members with one more value, checked before."""
 
     def check(self, value: Any) -> None:
         """Raise SchemaError unless the column takes ``value``."""
@@ -47,7 +45,7 @@ class Column(Protocol):
 def column_for(name: str, value: Any, specs: Mapping[str, FieldSpec] = STEP_SPECS) -> Column:
     """The column whose first value ``value`` will be; it has passed ``validate_step``."""
     spec = spec_of(name, specs)
-    if type(value) is np.ndarray and value.ndim:
+    if is_array(value) and value.ndim:
         ragged = spec is not None and spec.is_ragged
         return RaggedColumn(name, value) if ragged else ArrayColumn(name, value)
     if spec is not None and not spec.is_text:
@@ -90,19 +88,19 @@ class ArrayColumn:
     is_json = is_ragged = False
 
     def __init__(self, name: str, value: np.ndarray) -> None:
-        self._name, self.step_bytes = name, value.nbytes
+        self._name = name
         self._dtype, self._shape = value.dtype, value.shape
         self._rows = _Rows(value.shape, value.dtype)
 
-    @property
-    def nbytes(self) -> int:
-        return self.step_bytes * len(self._rows)
+    def size_with(self, value: Any) -> int:
+        return int(value.nbytes) * (len(self._rows) + 1)
 
     def check(self, value: Any) -> None:
-        fits = type(value) is np.ndarray and value.dtype == self._dtype
+        fits = is_array(value) and value.dtype == self._dtype
         if not fits or value.shape != self._shape:
             expected = describe(self._dtype, self._shape)
-            raise _changed(self._name, expected, describe_value(value))
+            longer = fits and value.shape[1:] == self._shape[1:]
+            raise _changed(self._name, expected, describe_value(value), _ROWS if longer else "")
 
     def append(self, value: Any) -> None:
         self._rows.extend(value[None])
@@ -114,19 +112,18 @@ class ArrayColumn:
 class RaggedColumn:
     """Arrays that may differ in their first size, copied one behind another."""
 
-    is_json, is_ragged, step_bytes = False, True, 0
+    is_json, is_ragged = False, True
 
     def __init__(self, name: str, value: np.ndarray) -> None:
         self._name, self._dtype, self._shape = name, value.dtype, value.shape[1:]
         self._rows = _Rows(self._shape, value.dtype)
         self._offsets = [0]
 
-    @property
-    def nbytes(self) -> int:
-        return self._rows.array.nbytes + 8 * len(self._offsets)
+    def size_with(self, value: Any) -> int:
+        return int(self._rows.array.nbytes + value.nbytes) + 8 * (len(self._offsets) + 1)
 
     def check(self, value: Any) -> None:
-        fits = type(value) is np.ndarray and value.ndim and value.dtype == self._dtype
+        fits = is_array(value) and value.ndim and value.dtype == self._dtype
         if not fits or value.shape[1:] != self._shape:
             expected = describe(self._dtype, (VARIABLE, *self._shape))
             raise _changed(self._name, expected, describe_value(value))
@@ -142,15 +139,10 @@ class RaggedColumn:
 
 class _ListColumn:
     is_json = is_ragged = False
-    step_bytes = 8
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._values: list[Any] = []
-
-    @property
-    def nbytes(self) -> int:
-        return self.step_bytes * len(self._values)
 
     def append(self, value: Any) -> None:
         self._values.append(value)
@@ -163,6 +155,9 @@ class NumberColumn(_ListColumn):
         super().__init__(name)
         self._dtype, self._kind = dtype, kind
 
+    def size_with(self, value: Any) -> int:
+        return self._dtype.itemsize * (len(self._values) + 1)
+
     def check(self, value: Any) -> None:
         if self._kind is not None and type(value) is not self._kind:
             raise _changed(self._name, self._kind.__name__, describe_value(value))
@@ -171,18 +166,39 @@ class NumberColumn(_ListColumn):
         return {self._name: np.array(self._values, self._dtype)}
 
 
-class TextColumn(_ListColumn):
-    """Texts, as wide as the longest."""
+class _WideColumn(_ListColumn):
+    """Texts, all as wide as the longest: one long text costs that much in every step."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._width = 1
+
+    def _size_with(self, text: str) -> int:
+        return 4 * max(self._width, len(text)) * (len(self._values) + 1)
+
+    def _append(self, text: str) -> None:
+        self._values.append(text)
+        self._width = max(self._width, len(text))
+
+    def members(self) -> dict[str, np.ndarray]:
+        return {self._name: np.array(self._values, f"U{self._width}")}
+
+
+class TextColumn(_WideColumn):
+    """Texts."""
+
+    def size_with(self, value: Any) -> int:
+        return self._size_with(value)
+
+    def append(self, value: Any) -> None:
+        self._append(value)
 
     def check(self, value: Any) -> None:
         if type(value) is not str:
             raise _changed(self._name, "str", describe_value(value))
 
-    def members(self) -> dict[str, np.ndarray]:
-        return {self._name: _texts(self._values)}
 
-
-class JsonColumn(_ListColumn):
+class JsonColumn(_WideColumn):
     """Anything else, as JSON texts."""
 
     is_json = True
@@ -191,16 +207,16 @@ class JsonColumn(_ListColumn):
         if isinstance(value, np.ndarray):
             raise _changed(self._name, "JSON", describe_value(value))
 
+    def size_with(self, value: Any) -> int:
+        return self._size_with(_json(value))
+
     def append(self, value: Any) -> None:
-        self._values.append(canonical_json(value).decode("utf-8"))
-
-    def members(self) -> dict[str, np.ndarray]:
-        return {self._name: _texts(self._values)}
+        self._append(_json(value))
 
 
-def _texts(values: list[str]) -> np.ndarray:
-    return np.array(values, f"U{max(1, *map(len, values))}")
+def _json(value: Any) -> str:
+    return canonical_json(value).decode("utf-8")
 
 
-def _changed(name: str, expected: str, got: str) -> SchemaError:
-    return SchemaError(name, f"{expected}, as in the first step", got, code="E305")
+def _changed(name: str, expected: str, got: str, mend: str = "") -> SchemaError:
+    return SchemaError(name, f"{expected}, as in the first step", got, mend, code="E305")

@@ -46,10 +46,15 @@ def episode_names(root: str | Path) -> list[str]:
         files = (name for name in names if name.endswith(SUFFIX) and not name.startswith("."))
         found.extend(inside + name for name in files)
     if not found:
-        mend = "Record some with: teamvla record --out " + str(root)
-        raise InputError(str(root), f"episodes ({SUFFIX} files)", "none", f"{mend}.")
+        raise InputError(str(root), f"episodes ({SUFFIX} files)", "none", _mend(root))
     # As paths are sorted, folder by folder: no name has a zero byte.
     return sorted(found, key=lambda name: name.replace("/", "\0"))
+
+
+def _mend(root: Path) -> str:
+    if any(root.rglob(".*.part*")):  # journals
+        return f"Recordings were interrupted here: see teamvla repair {root}."
+    return f"Record some with: teamvla record --out {root}."
 
 
 def _refuse(error: OSError) -> None:

@@ -12,8 +12,9 @@ header is canonical JSON whose ``kind`` is one of
 
 The writer holds a lock (``flock``) on its journal, which goes with its process however
 that ends: a journal that can be locked is left over. Reading takes any bytes: it stops
-at the first record that is not whole, and no record makes it allocate more than the
-file is long.
+at the first record that is not whole, one record is in memory at a time, no array is
+larger than its bytes in the file, and JSON, whose values take many times its length, is
+parsed up to :data:`MAX_HEADER` bytes only.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from teamvla.data.npy import values_are_legal
+from teamvla.data.npz import MAX_META_BYTES
 from teamvla.data.schema import MAX_FIELDS, storable
 from teamvla.errors import EpisodeError
 from teamvla.files import canonical_json, naming, sync_directory
@@ -46,10 +48,15 @@ except ImportError:  # Windows: exclusive creation alone keeps writers apart
 SUFFIX = ".part"
 SYNC_EVERY = 10
 MAX_RECORD = 1 << 28
+MAX_HEADER = MAX_META_BYTES + 4096
+"""Of a record's JSON: metadata, or the texts and JSON of one step."""
 _MAGIC = b"tvlajr1\n"
 _RECORD, _LENGTH = struct.Struct("<II"), struct.Struct("<I")
 _MAX_DIMS = 8
 _DESCR = re.compile(r"[<>|=]?[a-zA-Z?][0-9]{0,6}")
+# How the JSON of a step and of an end begins: neither stands in a record that was cut off.
+_BEGINNINGS = (b'{"arrays":[', b'{"kind":"end"')
+_CHUNK = 1 << 20
 _ATTEMPTS = 16  # to win a name against a repair that just removes it
 
 
@@ -133,7 +140,7 @@ class Journal:
         """Append one step. Nothing of it counts if this raises.
 
         Raises:
-            EpisodeError: the step is too large for a record.
+            EpisodeError: the step, or its texts and JSON, are too large for a record.
             OSError: the disk did not take it.
         """
         before = self._size
@@ -167,6 +174,9 @@ class Journal:
         unlock_and_close(self._descriptor)
 
     def _append(self, pieces: list[bytes | memoryview], magic: bytes = b"") -> None:
+        if len(pieces[0]) > MAX_HEADER:
+            expected, got = f"at most {MAX_HEADER} bytes of texts and JSON", str(len(pieces[0]))
+            raise EpisodeError("step", expected, got, code="E314")
         header = _LENGTH.pack(len(pieces[0]))
         length, checksum = len(header), zlib.crc32(header)
         for piece in pieces:
@@ -221,6 +231,7 @@ class JournalReader:
         start: header of the first record, None where it is not whole.
         end: header of the last record of kind ``end``; known once ``steps`` is exhausted.
         damage: why reading stopped before the file's end; None if it did not.
+        torn: whether what is damaged is no more than the record that was being written.
         barely_begun: whether there is less than a first record: a writer was killed at once.
     """
 
@@ -229,13 +240,14 @@ class JournalReader:
         self._size = os.fstat(descriptor).st_size
         self.end: dict[str, Any] | None = None
         self.damage: str | None = None
+        self.torn = False
         self.start = self._read_start()
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """Every whole step, in order; arrays are read-only views."""
         if self.start is None:
             return
-        self._offset, self.end, self.damage = self._first_step, None, None
+        self._offset, self.end, self.damage, self.torn = self._first_step, None, None, False
         while (payload := self._next_payload()) is not None:
             header, content = _split(payload)
             if header is not None and header.get("kind") == "end":
@@ -243,6 +255,7 @@ class JournalReader:
                 continue
             step = None if header is None else _decode_step(header, content)
             if step is None:
+                self._offset -= _RECORD.size + len(payload)
                 self.damage = self._damaged()
                 return
             self.end = None
@@ -266,7 +279,7 @@ class JournalReader:
             return None
         payload = self._read_payload()
         if payload is None:
-            self.damage = self._damaged()
+            self.torn, self.damage = self._is_cut_off(), self._damaged()
             return None
         self._offset += _RECORD.size + len(payload)
         return payload
@@ -285,8 +298,22 @@ class JournalReader:
         return _RECORD.unpack(numbers) if len(numbers) == _RECORD.size else (0, 0)
 
     def _is_cut_off(self) -> bool:
+        """Whether the rest is the beginning of one record, as a killed writer leaves it."""
         room = self._size - self._offset - _RECORD.size
-        return room < 0 or room < self._claim()[0] <= MAX_RECORD
+        if room < 0:
+            return True
+        return room < self._claim()[0] <= MAX_RECORD and not self._is_followed()
+
+    def _is_followed(self) -> bool:
+        """Whether more records begin behind the one here: then it is its length that is wrong."""
+        position = self._offset + _RECORD.size + _LENGTH.size + 1
+        overlap = max(map(len, _BEGINNINGS))
+        while position < self._size:
+            chunk = _read_at(self._descriptor, position, _CHUNK + overlap)
+            if any(beginning in chunk for beginning in _BEGINNINGS):
+                return True
+            position += _CHUNK
+        return False
 
     def _damaged(self) -> str:
         return f"{self._size - self._offset} bytes at its end are not whole"
@@ -305,6 +332,8 @@ def _read_at(descriptor: int, offset: int, length: int) -> bytes:
 def _split(payload: bytes) -> tuple[dict[str, Any] | None, memoryview]:
     (length,) = _LENGTH.unpack_from(payload)
     content = memoryview(payload)[_LENGTH.size :]
+    if length > MAX_HEADER:
+        return None, content[:0]
     try:
         header = json.loads(bytes(content[:length]).decode("utf-8"))
     except (ValueError, RecursionError):

@@ -46,7 +46,7 @@ from teamvla.data.zipcontainer import (
 from teamvla.errors import EpisodeError, InputError, SchemaError
 from teamvla.files import canonical_json, check_file
 
-MAX_META_BYTES = 4 << 20
+MAX_META_BYTES = 1 << 20  # as objects of Python they may take thirty times as much
 Columns = dict[str, tuple[np.dtype, tuple[int, ...]]]
 CONSTANTS = ("task", "instruction")
 
@@ -196,6 +196,7 @@ class EpisodeFile:
             self.constants = tuple(name for name in CONSTANTS if name not in self.members)
             self.meta = self._read_meta()
             self._ragged = self._ragged_fields()
+            self._check_json_fields()
         except BaseException:
             self._file.close()
             raise
@@ -297,6 +298,19 @@ class EpisodeFile:
             expected = "offsets of each of ragged_fields and of no other"
             raise self.refuse(expected, f"a difference in {odd}", "E115")
         return tuple(sorted(listed))
+
+    def _check_json_fields(self) -> None:
+        """Nothing but texts may be parsed: of pictures it would be every single pixel."""
+        listed = self.meta.get("json_fields", [])
+        unknown = [name for name in listed if name not in self.members or name == "meta"]
+        if unknown or len(set(listed)) != len(listed):
+            got = repr(", ".join(unknown or listed))[:80]
+            raise self.refuse("fields of this file, once each", got, "E127", "json_fields")
+        for name in listed:
+            info = self.info(name)
+            if info.dtype.kind != "U" or len(info.shape) != 1:
+                got = describe(info.dtype, info.shape)
+                raise self.refuse("str[T], as json_fields lists it", got, "E128", name)
 
     def _directory(self, max_bytes: int) -> dict[str, Member]:
         with _Reading(self, None):

@@ -4,7 +4,9 @@ A journal that ends with its episode's end holds all of it and is published as i
 have been. Any other becomes an episode called ``ID-partial``, so that ``ID`` itself can
 be recorded again; ``partial`` in its metadata is true, and it counts as failed unless
 its last step says success. Nothing that exists is replaced, no clock is asked, and what
-a living writer holds is left alone.
+a living writer holds is left alone. A journal goes only when an episode that can be read
+has all its steps: one that is damaged in its midst, or has a step that no writer takes,
+is set aside as ``.ID.part.damaged`` once what stands before that is saved.
 """
 
 from __future__ import annotations
@@ -31,14 +33,15 @@ from teamvla.data.journal import (
 )
 from teamvla.data.npz import read_episode
 from teamvla.data.schema import validate_episode_meta
-from teamvla.data.writer import EpisodeWriter
+from teamvla.data.writer import CONTRACT_KEYS, EpisodeWriter
 from teamvla.data.zipcontainer import Compression
 from teamvla.errors import InputError, SchemaError, TeamVLAError
 
-Action = Literal["publish", "recover", "remove", "leave", "stuck"]
+Action = Literal["publish", "recover", "remove", "keep", "leave", "stuck"]
 _NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 _JOURNAL = re.compile(rf"\.({_NAME}){re.escape(SUFFIX)}")
 _TEMPORARY = re.compile(rf"\.({_NAME})\.npz\.[a-z0-9_]{{8}}\.tmp")
+_DAMAGED = re.compile(rf"\.({_NAME}){re.escape(SUFFIX)}\.damaged(-[0-9]+)?")
 _LONGEST_ID = 64
 
 
@@ -49,12 +52,14 @@ class Leftover:
     Attributes:
         path: the journal or temporary file.
         action: ``publish`` the whole episode, ``recover`` a partial one, ``remove`` what
-            holds nothing new, ``leave`` what a living writer holds, or ``stuck``: nothing
-            can be done without you.
+            holds nothing new, ``keep`` a damaged journal whose first steps are saved
+            already, ``leave`` what a living writer holds, or ``stuck``: nothing can be done
+            without you.
         reason: why.
         steps: whole steps that it holds.
         target: the episode that it becomes, or that has its steps already.
         done: whether it was done.
+        kept: where a damaged journal was set aside.
     """
 
     path: Path
@@ -63,11 +68,13 @@ class Leftover:
     steps: int = 0
     target: Path | None = None
     done: bool = False
+    kept: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON data."""
-        target = None if self.target is None else str(self.target)
-        return {**asdict(self), "path": str(self.path), "target": target}
+        paths = {"path": self.path, "target": self.target, "kept": self.kept}
+        texts = {name: None if path is None else str(path) for name, path in paths.items()}
+        return {**asdict(self), **texts}
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,9 @@ class RepairReport:
     @property
     def open(self) -> list[Leftover]:
         """What still asks for something to be done."""
-        return [one for one in self.leftovers if not one.done and one.action != "leave"]
+        return [
+            one for one in self.leftovers if one.kept or not (one.done or one.action == "leave")
+        ]
 
 
 def repair_roots(roots: Sequence[str | Path], apply: bool = False) -> RepairReport:
@@ -109,12 +118,15 @@ def find_leftovers(root: str | Path) -> Iterator[Path]:
     for folder, below, names in os.walk(root, onerror=_refuse):
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(names):
-            if _JOURNAL.fullmatch(name) or _TEMPORARY.fullmatch(name):
+            if any(kind.fullmatch(name) for kind in (_JOURNAL, _TEMPORARY, _DAMAGED)):
                 yield Path(folder, name)
 
 
 def repair(path: Path, apply: bool = False) -> Leftover | None:
     """Judge one left-over file and, with ``apply``, act; ``None`` if it is gone by now."""
+    if _DAMAGED.fullmatch(path.name):
+        reason = "a damaged journal that was set aside; remove it when you need no more of it"
+        return Leftover(path, "stuck", reason)
     judge = _judge_journal if path.name.endswith(SUFFIX) else _judge_temporary
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -167,8 +179,8 @@ def _judge_journal(path: Path, descriptor: int, apply: bool) -> Leftover:
     except SchemaError as error:
         return Leftover(path, "stuck", f"its metadata are damaged: {error}")
     if not recovery.steps:
-        if recovery.flaw is not None:
-            return Leftover(path, "stuck", recovery.flaw)
+        if recovery.loses:
+            return Leftover(path, "stuck", recovery.reason)
         return _remove(path, "no step was recorded", apply)
     return recovery.decide(apply)
 
@@ -189,25 +201,36 @@ class _Recovery:
         self.flaw: str | None = None
         self.steps = self._count()
         self._end = reader.end if self.flaw is None else None
+        # Known now: whoever goes through the steps again need not come to their end.
+        self._damage, self._torn = reader.damage, reader.torn
 
     def decide(self, apply: bool) -> Leftover:
         """Where the steps go."""
         same, target = self._target()
         if same:
-            leftover = _remove(self.path, "its episode was published", apply)
-            return replace(leftover, steps=self.steps, target=target)
-        action: Action = "publish" if self._whole else "recover"
-        plan = Leftover(self.path, action, self._reason(), self.steps, target)
+            action: Action = "keep" if self.loses else "remove"
+            reason = self.reason if self.loses else "its episode was published"
+            plan = Leftover(self.path, action, reason, self.steps, target)
+            return self._let_go(plan) if apply else plan
+        action = "publish" if self._whole else "recover"
+        plan = Leftover(self.path, action, self.reason, self.steps, target)
         return self._carry_out(plan, target.stem) if apply else plan
+
+    @property
+    def loses(self) -> bool:
+        """Whether the journal holds more than its steps and a record that was cut off."""
+        return self.flaw is not None or (self._damage is not None and not self._torn)
 
     @property
     def _whole(self) -> bool:
         return self._end is not None
 
-    def _reason(self) -> str:
+    @property
+    def reason(self) -> str:
+        """Why it is not an episode yet, or not a whole one."""
         if self._whole:
             return "the episode was ended and not yet published"
-        return self.flaw or self._reader.damage or "its writer was killed"
+        return self.flaw or self._damage or "its writer was killed"
 
     def _check_place(self) -> None:
         meta = validate_episode_meta(self._meta)
@@ -284,8 +307,20 @@ class _Recovery:
                 self._end_episode(writer)
         except TeamVLAError as error:
             return replace(plan, action="stuck", reason=str(error))
-        self.path.unlink(missing_ok=True)
-        return replace(plan, done=True)
+        if plan.target is None or not self._is_in(plan.target):
+            reason = f"{plan.target} does not read as the journal does"
+            return replace(plan, action="stuck", reason=reason)
+        return self._let_go(plan)
+
+    def _let_go(self, plan: Leftover) -> Leftover:
+        """Remove the journal, or set it aside if an episode has not all of it."""
+        if not self.loses:
+            self.path.unlink(missing_ok=True)
+            return replace(plan, done=True)
+        names = (f"{self.path.name}.damaged{end}" for end in _endings())
+        kept = next(one for one in map(self.path.with_name, names) if not one.exists())
+        self.path.rename(kept)
+        return replace(plan, done=True, kept=kept)
 
     def _end_episode(self, writer: EpisodeWriter) -> None:
         if self._end is None:
@@ -294,7 +329,14 @@ class _Recovery:
         success, more = self._end.get("success"), self._end.get("meta")
         promised = self._meta.get("success")
         decided = next((flag for flag in (success, promised) if isinstance(flag, bool)), None)
-        writer.end_episode(decided, more if isinstance(more, dict) else None)
+        more = more if isinstance(more, dict) else {}
+        # Once the contract could be changed here, which the steps were not checked against.
+        writer.end_episode(decided, {k: v for k, v in more.items() if k not in CONTRACT_KEYS})
+
+
+def _endings() -> Iterator[str]:
+    yield ""
+    yield from (f"-{number}" for number in count(2))
 
 
 def _same_step(stored: dict[str, Any], journalled: dict[str, Any]) -> bool:

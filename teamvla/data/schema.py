@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from teamvla.contract import Contract
 from teamvla.data.fields import (
     OPTIONAL_FIELDS,
     STEP_SPECS,
@@ -34,6 +35,7 @@ from teamvla.data.specs import (
     check_text,
     describe,
     describe_value,
+    is_array,
     storable,
     unfit,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "storable",
     "validate_columns",
     "validate_episode_meta",
+    "validate_sizes",
     "validate_step",
 ]
 
@@ -92,6 +95,28 @@ def validate_step(step: Mapping[str, Any], specs: Mapping[str, FieldSpec] = STEP
         joints, action = step[f"q_{arm}"].shape, step[f"action_{arm}"].shape
         if joints != action:
             raise _unpaired(f"q_{arm}", joints, f"action_{arm}", action)
+
+
+def validate_sizes(step: Mapping[str, Any], contract: Contract) -> None:
+    """Check a step that keeps to the contract's specs against its numbers of joints and pixels.
+
+    Raises:
+        SchemaError: E412, an arm has another number of joints; E413, a camera other sizes.
+    """
+    for arm in contract.arms:
+        _check_size(step, f"q_{arm.name}", (arm.num_joints,), "the contract's arm", "E412")
+    for camera in contract.cameras:
+        size = (camera.height, camera.width, 3)
+        _check_size(step, camera.field, size, "the contract's camera", "E413")
+
+
+def _check_size(
+    step: Mapping[str, Any], name: str, shape: tuple[int, ...], what: str, code: str
+) -> None:
+    value = step[name]
+    if value.shape != shape:
+        expected = f"{describe(value.dtype, shape)}, {what}"
+        raise SchemaError(name, expected, describe_value(value), code=code)
 
 
 def validate_columns(
@@ -152,10 +177,9 @@ def _check_unknown(name: Any, value: Any) -> None:
         expected = f"a field name matching {NAME.pattern}, other than meta and *{OFFSETS}"
         raise SchemaError(repr(name)[:80], expected, "none", code="E103")
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        mend = "Use a Python number or an array of one dimension or more."
-        raise SchemaError(name, "no NumPy scalar", describe_value(value), mend, code="E110")
+        raise _numpy_scalar(name, value)
     if isinstance(value, np.ndarray):
-        if not storable(value.dtype):
+        if not (storable(value.dtype) and is_array(value)):
             raise unfit("E111", name, "an array of numbers or fixed-width text", value)
     elif type(value) is str:
         if value:
@@ -164,8 +188,25 @@ def _check_unknown(name: Any, value: Any) -> None:
         _check_json(name, value)
 
 
+def _numpy_scalar(name: str, value: Any) -> SchemaError:
+    mend = "Use a Python number or an array of one dimension or more."
+    return SchemaError(name, "no NumPy scalar", describe_value(value), mend, code="E110")
+
+
+def _check_no_scalars(name: str, value: Any) -> None:
+    """E110 for a NumPy scalar anywhere in lists and dicts: some pass for Python numbers."""
+    if isinstance(value, np.generic):
+        raise _numpy_scalar(name, value)
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for item in value:
+            _check_no_scalars(name, item)
+
+
 def _check_json(name: str, value: Any) -> None:
     try:
+        _check_no_scalars(name, value)
         same = bool(json.loads(canonical_json(value)) == value) and type(value) is not int
     except (TypeError, ValueError, RecursionError):
         same = False

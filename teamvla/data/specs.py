@@ -80,7 +80,7 @@ class FieldSpec:
         if self.is_ragged and len(name) > LONGEST_RAGGED:
             limit = f"at most {LONGEST_RAGGED} letters, as {OFFSETS} comes behind them"
             raise SchemaError(name, limit, str(len(name)), code="E103")
-        if type(value) is np.ndarray and self.shape:
+        if is_array(value) and self.shape:
             self._check_array(name, value)
         elif self.is_text:
             check_text(name, value)
@@ -129,10 +129,20 @@ def describe(dtype: np.dtype, shape: tuple[int | str, ...]) -> str:
     return f"{'str' if dtype.kind == 'U' else dtype}{size}"
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is an array or a memory map, but no masked array: a mask is not stored."""
+    return type(value) is np.ndarray or (isinstance(value, np.ndarray) and not _is_masked(value))
+
+
+def _is_masked(value: np.ndarray) -> bool:
+    return hasattr(value, "mask")  # naming its class would import numpy.ma
+
+
 def describe_value(value: Any) -> str:
     """What a value is, without its content."""
     if isinstance(value, np.ndarray | np.generic):
         kind = "NumPy scalar " if isinstance(value, np.generic) else ""
+        kind = "masked " if isinstance(value, np.ndarray) and _is_masked(value) else kind
         return kind + describe(value.dtype, value.shape)
     return type(value).__name__
 

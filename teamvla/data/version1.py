@@ -10,8 +10,10 @@ Version 1 was a ``.npz`` of two object arrays, as :func:`numpy.savez_compressed`
 - values in them: None, bool, int, float, text, lists, dicts with texts as keys, and
   NumPy arrays and scalars of numbers or text. Nothing else, and no other member.
 
-There ``action_a`` and ``action_b`` of step t are the PREVIOUS targets, those that led to
-observation t. Here row t holds the command that was sent from observation t, so:
+The required fields are those of the contract in the metadata, or of ``two_arm``.
+
+There ``action_*`` of step t are the PREVIOUS targets, those that led to observation t.
+Here row t holds the command that was sent from observation t, so:
 
 - ``action_*`` of step t+1 become those of row t, and ``success`` goes with them: it says
   whether the task was done after that command, and the flag of the last step is kept;
@@ -23,7 +25,7 @@ observation t. Here row t holds the command that was sent from observation t, so
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +39,14 @@ from teamvla.data.npz import MAX_META_BYTES, Episode
 from teamvla.data.pickle_machine import Budget
 from teamvla.data.pickles import load_objects
 from teamvla.data.ragged import Ragged
-from teamvla.data.schema import EPISODE_FILE_VERSION, validate_episode_meta, validate_step
+from teamvla.data.schema import (
+    EPISODE_FILE_VERSION,
+    FieldSpec,
+    arms_of,
+    meaning_in,
+    validate_episode_meta,
+    validate_step,
+)
 from teamvla.data.zipcontainer import (
     MAX_BYTES,
     MEND,
@@ -52,7 +61,8 @@ from teamvla.files import canonical_json, check_file
 LegacyActions = Literal["previous", "current"]
 _META = {"meta.npy", "metadata.npy", "episode_meta.npy"}
 _STEPS = {"steps.npy", "step_data.npy"}
-_OF_THE_COMMAND = ("action_a", "action_b", "success")
+_MEND = "Mend it where it was written: its bytes are whole, what they say breaks a rule."
+_TOO_SHORT = "Remove it; or, if each action is its own step's already, --legacy-actions current."
 _Refuse = Callable[[str, str, str], EpisodeError]
 
 
@@ -129,20 +139,28 @@ class _Reader:
         meta_member, steps_member = self._pair()
         meta = self._metadata(self._objects(meta_member, MAX_META_BYTES))
         steps = self._steps(self._objects(steps_member, None))
+        specs = self._specs(meta)
         said = meta.pop("num_steps", len(steps))
         if said != len(steps):
             raise self._refuse(f"{said!r} steps, as the metadata says", f"{len(steps)}", "E241")
         for number, step in enumerate(steps):
-            self._checked(number, validate_step, step)
-        rows = _aligned(steps) if legacy_actions == "previous" else steps
+            self._checked(number, validate_step, step, specs)
+        rows = _aligned(steps, specs) if legacy_actions == "previous" else steps
         if not rows:
             got = "none: the last step has no command of its own"
-            raise self._refuse("two steps or more", got, "E276")
+            raise self._refuse("two steps or more", got, "E276", _TOO_SHORT)
         meta["version1"] = {"legacy_actions": legacy_actions, "num_steps": len(steps)}
-        return self._stacked(meta, rows)
+        return self._stacked(meta, rows, specs)
 
-    def _refuse(self, expected: str, got: str, code: str) -> EpisodeError:
-        return refuse(str(self._path), expected, got, code)
+    def _refuse(self, expected: str, got: str, code: str, mend: str = _MEND) -> EpisodeError:
+        return EpisodeError(str(self._path), expected, got, mend, code=code)
+
+    def _specs(self, meta: dict[str, Any]) -> Mapping[str, FieldSpec]:
+        try:
+            return meaning_in(meta).specs
+        except SchemaError as error:
+            where = f"{self._path}: {error.where}"
+            raise EpisodeError(where, error.expected, error.got, _MEND, code=error.code) from None
 
     def _checked(self, number: int, check: Callable[..., object], *values: Any) -> None:
         """Let what breaks a rule of the schema be told of the file and the step."""
@@ -150,14 +168,14 @@ class _Reader:
             check(*values)
         except SchemaError as error:
             where = f"{self._path}: steps[{number}].{error.where}"
-            mend = error.mend or MEND
+            mend = error.mend or _MEND
             raise EpisodeError(where, error.expected, error.got, mend, code=error.code) from None
 
     def _pair(self) -> tuple[Member, Member]:
         meta, steps = self._members.keys() & _META, self._members.keys() & _STEPS
         if len(meta) != 1 or len(steps) != 1 or len(self._members) != 2:
             got = ", ".join(sorted(self._members)[:9]) or "nothing"
-            raise self._refuse("metadata.npy and steps.npy, and no other member", got, "E271")
+            raise self._refuse("metadata.npy and steps.npy, and no other member", got, "E271", MEND)
         return self._members[meta.pop()], self._members[steps.pop()]
 
     def _objects(self, member: Member, limit: int | None) -> tuple[tuple[int, ...], list[Any]]:
@@ -190,14 +208,16 @@ class _Reader:
             raise self._refuse("a list of steps", f"shape {shape}", "E274")
         return list(steps)
 
-    def _stacked(self, meta: dict[str, Any], rows: list[dict[str, Any]]) -> Episode:
+    def _stacked(
+        self, meta: dict[str, Any], rows: list[dict[str, Any]], specs: Mapping[str, FieldSpec]
+    ) -> Episode:
         first = rows[0]
         for number, row in enumerate(rows):
             if row.keys() != first.keys():
                 got = ", ".join(sorted(map(str, row.keys() ^ first.keys()))[:5])
                 expected = "the fields of the first step"
                 raise self._refuse(expected, f"others in step {number}: {got[:99]}", "E304")
-        columns = {name: column_for(name, first[name]) for name in sorted(first)}
+        columns = {name: column_for(name, first[name], specs) for name in sorted(first)}
         for number, row in enumerate(rows):
             for name, column in columns.items():
                 self._checked(number, column.check, row[name])
@@ -217,7 +237,7 @@ class _Reader:
             validate_episode_meta(meta)
         except SchemaError as error:
             where = f"{self._path}: {error.where}"
-            raise EpisodeError(where, error.expected, error.got, MEND, code=error.code) from None
+            raise EpisodeError(where, error.expected, error.got, _MEND, code=error.code) from None
         tasks, prompts = set(fields["task"]), {fields["instruction"][0]}
         for name, said in (("task", tasks), ("instruction", prompts)):
             if said != {meta[name]}:
@@ -246,12 +266,10 @@ class _Reader:
         return np.array(texts, f"U{width}")
 
 
-def _aligned(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _aligned(steps: list[dict[str, Any]], specs: Mapping[str, FieldSpec]) -> list[dict[str, Any]]:
     """Each step with the command that was sent from it: that of the step behind it."""
-    return [
-        {**step, **{name: after[name] for name in _OF_THE_COMMAND}}
-        for step, after in pairwise(steps)
-    ]
+    moved = [f"action_{arm}" for arm in arms_of(specs)] + ["success"]
+    return [{**step, **{name: after[name] for name in moved}} for step, after in pairwise(steps)]
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 import numpy as np
 
+from teamvla.contract import Contract
 from teamvla.data.claims import Claims, discard, exists, unwritten
 from teamvla.data.columns import Column, column_for
 from teamvla.data.episodes import episode_path
@@ -20,7 +21,9 @@ from teamvla.data.schema import (
     EpisodeMeta,
     FieldSpec,
     meaning_in,
+    validate_columns,
     validate_episode_meta,
+    validate_sizes,
     validate_step,
 )
 from teamvla.data.zipcontainer import MAX_BYTES, Compression
@@ -28,9 +31,10 @@ from teamvla.errors import ConfigError, EpisodeError, SchemaError
 from teamvla.files import publish, sync_directory
 
 LOG = logging.getLogger(__name__)
-_ROOM = 1 << 20  # for metadata and headers
+_ROOM = 2 << 20  # for metadata and headers
 _DERIVED = ("num_steps", "json_fields", "ragged_fields")
-_SETTLED = ("task", "episode_id", "version", "success", *_DERIVED)
+CONTRACT_KEYS = ("contract", "contract_digest")
+_SETTLED = ("task", "episode_id", "version", "success", *CONTRACT_KEYS, *_DERIVED)
 Leftover = Literal["refuse", "discard"]
 
 
@@ -46,10 +50,10 @@ class EpisodeWriter:
 
     The bytes of a file depend on its steps, metadata and compression alone. Every step
     goes into a hidden journal as well, from which ``teamvla repair`` makes an episode if
-    the process is killed. Leaving the block, by an exception or not, drops an episode
-    that was not ended, journal and all. After an error the writer can be used again: a
-    refused step changes nothing. An episode that the disk did not take can be ended
-    again; else its journal stays for ``teamvla repair``.
+    the process is killed, or an exception leaves the block. Leaving it without one drops
+    an episode that was not ended, journal and all, as ``abort`` and ``close`` do. After an
+    error the writer can be used again: a refused step changes nothing. An episode that the
+    disk did not take can be ended again; else its journal stays for ``teamvla repair``.
 
     Args:
         root: folder of the episodes; created with the first one.
@@ -66,6 +70,7 @@ class EpisodeWriter:
     _meta: EpisodeMeta | None
     _success: bool | None
     _journal: Journal | None
+    _contract: Contract | None
     _specs: Mapping[str, FieldSpec]
     _columns: dict[str, Column]
     _failed: bool
@@ -97,7 +102,9 @@ class EpisodeWriter:
     def __enter__(self) -> EpisodeWriter:
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, kind: object, *problem: object) -> None:
+        # What was recorded until something went wrong is worth as much as after a kill.
+        self._failed |= kind is not None and self._num_steps > 0
         self.close()
 
     def start_episode(self, meta: Mapping[str, Any]) -> EpisodeMeta:
@@ -128,10 +135,11 @@ class EpisodeWriter:
         auto = "episode_id" not in given
         checked = validate_episode_meta({**given, "episode_id": "auto"} if auto else given)
         encode_meta(checked)  # too large is better known now than when all is recorded
-        specs = meaning_in(given).specs
+        meaning = meaning_in(given)
         claim = self._claims.any_free if auto else self._claims.this
         self._meta, self._journal = claim(given)
-        self._specs, self._success = specs, given.get("success")
+        self._contract, self._specs = meaning.contract, meaning.specs
+        self._success = given.get("success")
         return self._meta
 
     def add_step(self, step: Mapping[str, Any]) -> None:
@@ -152,6 +160,9 @@ class EpisodeWriter:
             }
             for name, column in columns.items():
                 column.check(step[name])
+            if self._num_steps == 0 and self._contract is not None:
+                validate_sizes(step, self._contract)
+            self._check_room(step)
         except SchemaError as error:
             raise self._located(error) from None
         self._add_to_journal(step)
@@ -168,13 +179,14 @@ class EpisodeWriter:
 
         Args:
             success: overrides the metadata's flag; without either, the last step decides.
-            meta: metadata that are known only now.
+            meta: metadata that are known only now. Task, id and contract are settled.
 
         Returns:
             The episode's file.
 
         Raises:
-            SchemaError: ``success`` or ``meta`` break a rule; the episode goes on.
+            SchemaError: ``success`` or ``meta`` break a rule, or ``meta`` has another
+                contract than ``start_episode`` was given; the episode goes on.
             EpisodeError: it has no steps, and is dropped; or one of this name appeared
                 meanwhile.
             EpisodeWriteError: the disk did not take it. Nothing is visible; call it again
@@ -188,6 +200,7 @@ class EpisodeWriter:
             error = self._error("at least one step", "none", "E303")
             self.abort()
             raise error
+        self._check_contract_stays(current, meta or {})
         more = {key: value for key, value in (meta or {}).items() if key not in _SETTLED}
         members = self._members(validate_episode_meta({**current.to_dict(), **more}))
         self._failed = True  # until it is published: from here on only abort() drops it
@@ -218,7 +231,7 @@ class EpisodeWriter:
     def _reset(self) -> None:
         self._meta, self._success, self._journal = None, None, None
         self._failed = False
-        self._specs, self._columns = STEP_SPECS, {}
+        self._contract, self._specs, self._columns = None, STEP_SPECS, {}
         self._num_steps = 0
 
     def _current(self) -> EpisodeMeta:
@@ -239,23 +252,27 @@ class EpisodeWriter:
             raise SchemaError(
                 "fields", "those of the first step", f"a change of {odd}", code="E304"
             )
-        elif self._size_with(step) > MAX_BYTES - _ROOM:
+
+    def _check_room(self, step: Mapping[str, Any]) -> None:
+        size = sum(column.size_with(step[name]) for name, column in self._columns.items())
+        if size > MAX_BYTES - _ROOM:
             mend = "End it sooner, or record smaller pictures."
             got = f"more with step {self._num_steps}"
             raise SchemaError("size", f"at most {MAX_BYTES} bytes", got, mend, code="E310")
 
-    def _size_with(self, step: Mapping[str, Any]) -> int:
-        """Bytes of the episode with one more step; a guess for texts."""
-        columns = self._columns.items()
-        return sum(
-            c.nbytes + (c.step_bytes or np.asarray(step[name]).nbytes) for name, c in columns
-        )
+    @staticmethod
+    def _check_contract_stays(current: EpisodeMeta, meta: Mapping[str, Any]) -> None:
+        for key in CONTRACT_KEYS:
+            if key in meta and meta[key] != current.extra.get(key):
+                expected, mend = "what start_episode was given", "Give it to start_episode."
+                raise SchemaError(f"metadata.{key}", expected, "another", mend, code="E313")
 
     def _members(self, meta: EpisodeMeta) -> dict[str, np.ndarray]:
         """What the file holds: constants in the metadata, everything else as arrays."""
         arrays: dict[str, np.ndarray] = {}
         for column in self._columns.values():
             arrays |= column.members()
+        self._check_columns(arrays)
         del arrays["task"]
         instructions = arrays["instruction"]
         if (instructions == instructions[0]).all():
@@ -272,6 +289,18 @@ class EpisodeWriter:
         content |= {"json_fields": parsed} if parsed else {}
         content |= {"ragged_fields": ragged} if ragged else {}
         return {**arrays, "meta": encode_meta(validate_episode_meta(content))}
+
+    def _check_columns(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """What a reader will check, as long as there is a journal to go back to."""
+        shapes = {
+            name: (self._num_steps, -1, *arrays[name].shape[1:])
+            if column.is_ragged
+            else arrays[name].shape
+            for name, column in self._columns.items()
+        }
+        columns = {name: (arrays[name].dtype, shape) for name, shape in shapes.items()}
+        for problem in validate_columns(columns, (), self._num_steps, self._specs):
+            raise self._located(problem)
 
     def _publish(self, path: Path, members: dict[str, np.ndarray]) -> Path:
         held: list[int] = []  # so that a repair can tell this temporary file from a stale one

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from teamvla.data.codes import CODES
 from teamvla.data.overview import figures
 from teamvla.data.overview.samples import Sample, read_samples
 from teamvla.data.overview.survey import Group, Overview, merged
@@ -25,6 +24,7 @@ from teamvla.data.overview.words import (
     size,
 )
 from teamvla.data.validation import Finding
+from teamvla.data.validation.findings import title
 from teamvla.files import publish
 from teamvla.logs import progress
 from teamvla.page import embedded, render_page
@@ -197,11 +197,11 @@ def _traces(group: Group, sample: Sample) -> dict[str, Any]:
 
 def _codes(findings: tuple[Finding, ...]) -> list[tuple[str, int, str]]:
     counts = Counter(finding.code for finding in findings)
-    return [(code, count, CODES.get(code, "")) for code, count in sorted(counts.items())]
+    return [(code, count, title(code)) for code, count in sorted(counts.items())]
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    return finding.to_dict() | {"rule": CODES.get(finding.code, "")}
+    return finding.to_dict() | {"rule": title(finding.code)}
 
 
 def _software(overview: Overview) -> Iterator[tuple[str, str]]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from teamvla.contract import Arm, Contract
-from teamvla.data.episodes import find_episodes
+from teamvla.data.fields import meaning_in
 from teamvla.data.npz import EpisodeFile
 from teamvla.data.overview.spread import Spread
+from teamvla.data.parallel import in_order
 from teamvla.data.specs import describe
-from teamvla.data.validation import Finding, validate_roots
-from teamvla.errors import ContractError, InputError, SchemaError
-from teamvla.files import canonical_json
+from teamvla.data.validation import Fault, Finding, validate_roots
+from teamvla.data.validation.run import files_below
+from teamvla.errors import InputError, SchemaError
 from teamvla.logs import progress
 
-_BATCH = 256
 _WIDEST = 64  # numbers a step; wider fields are pictures or sensors, not joints
 _TEXTS = 1000  # different instructions a group keeps; a count of the rest is kept
 
@@ -207,12 +205,11 @@ def survey(
         InputError: a root is missing or holds no episode.
     """
     folders = tuple(map(Path, roots))
-    paths = list(dict.fromkeys(path for root in folders for path in _files(root)))
-    workers = workers or min(8, os.cpu_count() or 1)
+    paths = list(dict.fromkeys(path for root in folders for path in files_below(root)))
     groups, damaged = _Groups(), []
     started = time.perf_counter()
     with progress("stats", len(paths), "episode") as bar:
-        for facts in _in_order(paths, workers):
+        for facts in in_order(look, paths, workers):
             if isinstance(facts, Finding):
                 damaged.append(facts)
             else:
@@ -233,48 +230,24 @@ def merged(findings: Iterable[Finding], more: Iterable[Finding]) -> tuple[Findin
 
 
 class _Groups:
-    """The groups so far. Contracts are compared by their text: parsing each would take longer."""
+    """The groups so far."""
 
     def __init__(self) -> None:
-        self._contracts: dict[bytes, Contract | None] = {}
         self._groups: dict[tuple[str, str], Group] = {}
 
     def add(self, facts: Facts) -> None:
-        contract, task = self._contract(facts.meta), str(facts.meta["task"])
-        key = (task, contract.digest if contract is not None else "")
+        try:
+            contract, digest, _ = meaning_in(facts.meta)
+        except SchemaError:  # validate says what is wrong with it
+            contract, digest = None, None
+        task = str(facts.meta["task"])
+        key = (task, digest or "")
         if key not in self._groups:
             self._groups[key] = Group(task, contract)
         self._groups[key].add(facts)
 
-    def _contract(self, meta: Mapping[str, Any]) -> Contract | None:
-        if "contract" not in meta:
-            return None
-        text = canonical_json(meta["contract"])
-        if text not in self._contracts:
-            try:
-                self._contracts[text] = Contract.parse(meta["contract"], "metadata")
-            except ContractError:  # validate says what is wrong with it
-                self._contracts[text] = None
-        return self._contracts[text]
-
     def sorted(self) -> tuple[Group, ...]:
         return tuple(self._groups[key] for key in sorted(self._groups))
-
-
-def _files(root: Path) -> list[Path]:
-    return [root] if root.is_file() else find_episodes(root)
-
-
-def _in_order(paths: Sequence[Path], workers: int) -> Iterator[Facts | Finding]:
-    if workers == 1:
-        yield from map(look, paths)
-        return
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for first in range(0, len(paths), _BATCH):
-            yield from pool.map(look, paths[first : first + _BATCH])
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def look(path: Path) -> Facts | Finding:
@@ -288,9 +261,7 @@ def look(path: Path) -> Facts | Finding:
 
 def damage(path: Path, error: SchemaError | InputError) -> Finding:
     """The finding of an episode that cannot be read."""
-    field = error.where.removeprefix(str(path)).removeprefix(": ").removesuffix(".npy")
-    message = f"expected {error.expected}, got {error.got}"
-    return Finding(error.code or "E217", path, None, field or None, message)
+    return Finding.at(path, Fault.of(path, error))
 
 
 def _facts(file: EpisodeFile) -> Facts:

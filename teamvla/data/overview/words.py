@@ -59,11 +59,6 @@ def _unsigned(number: str) -> str:
     return "0.00" if number == "-0.00" else number
 
 
-def printable(text: str) -> str:
-    """``text`` without what moves a terminal's cursor or changes its colours."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
-
-
 def heading(group: Group, groups: tuple[Group, ...]) -> str:
     """The task; and which of its contracts, where it has several."""
     same = [one for one in groups if one.task == group.task]

@@ -65,10 +65,9 @@ def copies(episodes: Sequence[Summary], fractions: Fractions) -> Iterator[Odd]:
     first: dict[int, int] = {}
     moves: dict[int, int] = {}
     for number, one in enumerate(episodes):
-        if one.steps < MIN_STEPS:
-            continue
         twin = first.setdefault(one.content, number)
-        if twin == number and one.motion is not None:
+        # So few steps may be alike by chance, as those of a robot that rests.
+        if twin == number and one.motion is not None and one.steps >= MIN_STEPS:
             twin = moves.setdefault(one.motion, number)
         if twin == number:
             continue

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from teamvla.data.validation.explain import EXPLAINED
-from teamvla.errors import ConfigError
+from teamvla.errors import ConfigError, InputError, SchemaError
 
 Level = Literal["error", "warning", "info"]
+_LONGEST, _LONGEST_NAME = 400, 80  # letters of a message and of a field
+_NEVER = ("E5", "E6", "C")  # ranges of codes that index, convert and checkpoints have
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 _LEVEL_OF: dict[str, Level] = {"W": "warning", "I": "info"}
 
@@ -23,6 +25,13 @@ class Fault(NamedTuple):
     step: int | None
     field: str | None
     message: str
+
+    @classmethod
+    def of(cls, path: Path, error: SchemaError | InputError, step: int | None = None) -> Self:
+        """What an error says of a file, without the file's own path."""
+        field = error.where.removeprefix(str(path)).removeprefix(": ").removesuffix(".npy")
+        message = f"expected {error.expected}, got {error.got}"
+        return cls(error.code or "E217", step, field or None, message)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,13 @@ class Finding:
     step: int | None
     field: str | None
     message: str
+
+    @classmethod
+    def at(cls, path: Path, fault: Fault) -> Self:
+        """A fault in its file. What files say about themselves comes to terminals and pages:
+        it is cut, and nothing in it moves a cursor."""
+        field = None if fault.field is None else printable(fault.field, _LONGEST_NAME)
+        return cls(fault.code, path, fault.step, field, printable(fault.message, _LONGEST))
 
     @property
     def level(self) -> Level:
@@ -79,10 +95,12 @@ class ValidationReport:
     Attributes:
         episodes: how many files were looked at.
         findings: in the order of the files.
+        leftovers: journals and temporary files of interrupted recordings; not validated.
     """
 
     episodes: int
     findings: tuple[Finding, ...]
+    leftovers: tuple[Path, ...] = ()
 
     @property
     def invalid(self) -> int:
@@ -111,7 +129,8 @@ class Selection:
 
     Attributes:
         level: the least grave level that counts.
-        select: prefixes of codes (``W41``, ``E107``); none means all.
+        select: prefixes of codes (``W41``, ``E107``); none means all. A code that stands here
+            in full counts at any level.
         ignore: prefixes of codes that do not count. Of a selected and an ignored prefix the
             longer one decides, and the ignored one where they are equally long.
     """
@@ -122,15 +141,16 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
-            raise ConfigError("level", " or ".join(LEVELS), repr(self.level))
+            raise ConfigError("--level", " or ".join(LEVELS), repr(self.level))
         for option, prefixes in (("select", self.select), ("ignore", self.ignore)):
             for prefix in prefixes:
                 _check_prefix(option, prefix)
 
     def shows(self, finding: Finding) -> bool:
         """Whether a finding counts."""
-        if not self.select and LEVELS.index(finding.level) > LEVELS.index(self.level):
-            return False  # a code that was asked for by name counts at any level
+        grave = LEVELS.index(finding.level) <= LEVELS.index(self.level)
+        if not grave and finding.code not in self.select:
+            return False  # a code that was asked for in full counts at any level
         chosen = _longest(self.select, finding.code) if self.select else 0
         ignored = _longest(self.ignore, finding.code)
         return chosen >= 0 and chosen > ignored
@@ -146,10 +166,23 @@ def _longest(prefixes: Sequence[str], code: str) -> int:
 
 
 def _check_prefix(option: str, prefix: str) -> None:
-    if not prefix or not any(code.startswith(prefix) for code in EXPLAINED):
-        near = get_close_matches(prefix.upper(), EXPLAINED, 1, 0.5)
-        mend = f"Did you mean {near[0]}?" if near else "See docs/codes.md for all of them."
-        raise ConfigError(f"--{option}", "a code or its beginning", repr(prefix), mend)
+    found = [code for code in EXPLAINED if not code.startswith(_NEVER)]
+    if prefix and any(code.startswith(prefix) for code in found):
+        return
+    near = get_close_matches(prefix.upper(), found, 1, 0.5)
+    mend = f"Did you mean {near[0]}?" if near else "See docs/codes.md for all of them."
+    if prefix.startswith(_NEVER):
+        mend = "Other commands than validate find these."
+    raise ConfigError(f"--{option}", "a code or its beginning", repr(prefix), mend)
+
+
+def printable(text: str, longest: int | None = None) -> str:
+    """``text`` without what moves a terminal's cursor or changes its colours, perhaps cut."""
+    if longest is not None and len(text) > longest:
+        text = f"{text[:longest]}..."
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def title(code: str) -> str:

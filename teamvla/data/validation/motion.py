@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import combinations
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from teamvla.data.validation.thresholds import (
     FASTER_THAN_USUAL,
     KIND_DISTANCE,
     KIND_RATIO,
+    LAG_DELTA,
     LAG_NOTICEABLE,
     LAG_RATIO,
     LIMIT_SLACK,
     MOVES,
     OFFSET,
+    SPIKE,
     SWAP_DISTANCE,
     SWAP_RATIO,
     TURNS,
@@ -29,15 +31,13 @@ def measured_jumps(record: Record) -> Iterator[Fault]:
     """Single values far from both neighbours (W401), and places where a joint skips (W403)."""
     if (joints := record.joints) is None:
         return
-    wild = _wild(joints.moved, record.tick)
-    if wild is None:
+    spike = _spikes(joints.moved, record.tick)
+    yield from _report(joints, "q", "W401", spike, joints.q[1:-1], "a value near its neighbours")
+    skip = _wild(joints.moved, record.tick)
+    if skip is None:
         return
-    back = joints.moved[:-1] * joints.moved[1:] < 0
-    spike = wild[:-1] & wild[1:] & back
-    skip = wild.copy()
     skip[:-1] &= ~spike
     skip[1:] &= ~spike
-    yield from _report(joints, "q", "W401", spike, joints.q[1:-1], "a value near its neighbours")
     yield from _report(joints, "q", "W403", skip, joints.moved, "a smooth motion", " rad in a step")
 
 
@@ -51,6 +51,18 @@ def command_jumps(record: Record) -> Iterator[Fault]:
         first = 0 if joints.delta else 1
         expected, unit = "a command near the one before", " rad in a step"
         yield from _report(joints, "action", "W402", wild, steps, expected, unit, first)
+
+
+def _spikes(moved: np.ndarray, tick: float) -> np.ndarray:
+    """bool[T-2, J]: away and back within two steps, farther than this joint ever bends."""
+    back = moved[:-1] * moved[1:] < 0
+    size = np.minimum(np.abs(moved[:-1]), np.abs(moved[1:]))
+    spike = np.asarray(back & (size > SPIKE * tick))
+    if not spike.any():
+        return spike
+    bends = np.abs(moved[1:] - moved[:-1])
+    spike &= bends > FASTER_THAN_USUAL * np.quantile(bends, 0.9, axis=0)
+    return spike
 
 
 def _wild(steps: np.ndarray, tick: float) -> np.ndarray | None:
@@ -112,12 +124,23 @@ def lag(record: Record) -> Iterator[Fault]:
         if not joints.delta and np.array_equal(joints.action[:, columns], joints.q[:, columns]):
             message = "expected a command, got the measured position of the same step"
             yield Fault("W413", 0, f"action_{arm}", message)
-        elif before < LAG_RATIO * after and after - before > _noticeable(joints, columns):
+        elif before < min(_lag_bound(joints, columns, after), after - _noticeable(joints, columns)):
             distance = [np.sqrt(miss / own[columns].size / len(joints.gaps[0])) for miss in
                         (before, after)]  # fmt: skip
             got = f"{distance[0]:.2g} rad from q of its own row, {distance[1]:.2g} from the next"
             message = f"expected a command that the next observation follows, got one {got}"
             yield Fault("W412", 0, f"action_{arm}", message)
+
+
+def _lag_bound(joints: Joints, columns: slice, after: float) -> float:
+    """How near to its own row a command must lie to belong to it.
+
+    Deltas lie far from both rows where they belong to another arm: they must resemble one.
+    """
+    if not joints.delta:
+        return LAG_RATIO * after
+    deltas = joints.action[1:-1, columns]
+    return min(LAG_RATIO * after, LAG_DELTA * float(np.einsum("tj,tj->", deltas, deltas)))
 
 
 def _noticeable(joints: Joints, columns: slice) -> float:
@@ -128,13 +151,14 @@ def swapped(record: Record) -> Iterator[Fault]:
     """Commands that the other arm follows."""
     if (joints := record.joints) is None or joints.delta:
         return
-    for one, two in permutations(joints.arms, 2):
+    sizes = dict(zip(joints.arms, joints.sizes, strict=True))
+    for one, two in combinations(joints.arms, 2):
         first, second = joints.slices[one], joints.slices[two]
-        if one > two or joints.sizes[0] != joints.sizes[-1]:
+        if sizes[one] != sizes[two]:
             continue
         straight = sum(joints.misses[1][of].sum() for of in (first, second))
         crossed = _miss(joints, first, second) + _miss(joints, second, first)
-        size = len(joints.gaps[0]) * 2 * joints.sizes[0]
+        size = len(joints.gaps[0]) * 2 * sizes[one]
         if straight > SWAP_DISTANCE**2 * size and crossed < SWAP_RATIO * straight:
             got = f"q_{two} that follows action_{one}, and q_{one} action_{two}"
             yield Fault("E419", None, f"q_{one}", f"expected joints of arm {one}, got {got}")

@@ -12,9 +12,10 @@ from teamvla.data.validation.summary import Entry, Summary, digests
 from teamvla.data.zipcontainer import MAX_BYTES, Member, read_directory
 from teamvla.errors import SchemaError
 
-_ITEM = {"success": 1, "grip_": 4, "q_": 4, "action_": 4, "timestamp": 8}
+_ARMS = ("a", "b")  # what other arms there are stands in the metadata, which are packed
 _HEADER = 128  # bytes, of the arrays of an episode
 _KINDS = ("q", "action", "grip")
+_ITEM = {"timestamp": 8, **{f"{kind}_{arm}": 4 for kind in _KINDS for arm in _ARMS}}
 
 
 def look(path: Path) -> tuple[Summary | None, list[Fault]]:
@@ -26,9 +27,7 @@ def look(path: Path) -> tuple[Summary | None, list[Fault]]:
     try:
         members = _directory(path)
     except SchemaError as error:
-        field = error.where.removeprefix(str(path)).removeprefix(": ").removesuffix(".npy")
-        message = f"expected {error.expected}, got {error.got}"
-        return None, [Fault(error.code or "", None, field or None, message)]
+        return None, [Fault.of(path, error)]
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         return None, [Fault("E217", None, None, f"expected an episode file, got {reason}")]
@@ -49,11 +48,16 @@ def entries(members: Mapping[str, Member]) -> list[Entry]:
 
 
 def _directory(path: Path) -> dict[str, Member]:
-    with path.open("rb", buffering=0) as file:
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "no plain file", str(path))
         members = read_directory(file, str(path), MAX_BYTES)
     return {name[:-4]: member for name, member in members.items()}
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A named pipe would block until somebody writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _absent(members: Mapping[str, Member]) -> Iterator[Fault]:
@@ -63,10 +67,12 @@ def _absent(members: Mapping[str, Member]) -> Iterator[Fault]:
         return
     if "success" not in members:
         yield Fault("E102", None, "success", "expected bool[T], got nothing")
-    for arm in sorted({name.split("_", 1)[1] for name in members if name.startswith("q_")}):
-        for kind in _KINDS:
-            if f"{kind}_{arm}" not in members:
-                yield Fault("E102", None, f"{kind}_{arm}", f"expected it beside q_{arm}, got none")
+    for arm in _ARMS:
+        there = [f"{kind}_{arm}" for kind in _KINDS if f"{kind}_{arm}" in members]
+        absent = [f"{kind}_{arm}" for kind in _KINDS if f"{kind}_{arm}" not in members]
+        if len(absent) == 1:  # a single one may be a field of the user's own
+            message = f"expected it beside {' and '.join(there)}, got none"
+            yield Fault("E102", None, absent[0], message)
 
 
 def _lengths(members: Mapping[str, Member]) -> Iterator[Fault]:
@@ -79,7 +85,7 @@ def _lengths(members: Mapping[str, Member]) -> Iterator[Fault]:
     if steps == 0 and "success" in members:
         yield Fault("E303", None, "success", "expected at least one step, got none")
     for name, member in members.items() if steps > 0 else ():
-        item = next((size for stem, size in _ITEM.items() if name.startswith(stem)), 0)
+        item = _ITEM.get(name, 0)
         content = member.size - _HEADER
         if item and content >= 0 and content % (item * steps):
             got = f"{content} bytes"

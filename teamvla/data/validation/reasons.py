@@ -17,7 +17,8 @@ REASONS = {
         "A policy would learn to move each arm by what the other one does.",
         f"The squared distance from each arm's commands to the other arm's joints is below "
         f"{at.SWAP_RATIO:g} times that to its own joints, and the latter exceeds "
-        f"{at.SWAP_DISTANCE:g} rad rms.",
+        f"{at.SWAP_DISTANCE:g} rad rms. Deltas are not judged: how far a joint follows one within "
+        "a step is the controller's affair, and tells arms apart too badly.",
         "Exchange q_a and q_b (or action_a and action_b) where the recorder names them.",
     ),
     "E420": Explanation(
@@ -38,7 +39,8 @@ REASONS = {
         "What a policy has seen in training says nothing about what it has learned: the same "
         "episode in two splits makes validation and test look better than they are.",
         "Two files have the same columns, or the same positions and commands, by the checksums in "
-        "their directories; the splits are those of index with its default fractions.",
+        "their directories; the splits are those of the index that stands in the root, or those "
+        "that index makes by default.",
         "Remove one of the two. index tells train, val and test apart by name, not by content.",
     ),
     "E437": Explanation(
@@ -49,8 +51,9 @@ REASONS = {
     "W401": Explanation(
         "A single wild value bends the normalisation and teaches a step that never happened.",
         f"A position differs from both neighbours, in the same direction, by more than "
-        f"{at.FAST:g} rad/s and {at.FASTER_THAN_USUAL:g} times the 95 % quantile of that joint's "
-        "own steps. The quantile keeps quick robots quiet.",
+        f"{at.SPIKE:g} rad/s, and the bend there exceeds {at.FASTER_THAN_USUAL:g} times the 90 % "
+        "quantile of that joint's own bends (the differences of its steps). The quantile keeps "
+        "quick and noisy robots quiet.",
         "Look at the sensor or its driver; drop the episode or interpolate that step.",
     ),
     "W402": Explanation(
@@ -62,14 +65,14 @@ REASONS = {
     ),
     "W403": Explanation(
         "A joint that skips was not recorded for a while, or was calibrated anew in between.",
-        f"As for W401, but the position stays where it went: more than {at.FAST:g} rad/s and "
-        f"{at.FASTER_THAN_USUAL:g} times the usual step.",
+        f"The position stays where it went: more than {at.FAST:g} rad/s and "
+        f"{at.FASTER_THAN_USUAL:g} times the 95 % quantile of that joint's own steps.",
         "Split the episode there, or record it again.",
     ),
     "W405": Explanation(
         "A picture without light teaches to act blindly.",
-        f"No pixel of a picture is above {at.DARK} of 255. Night scenes have lamps; a covered "
-        "lens or a buffer that was never filled has nothing.",
+        f"At most {at.BRIGHT:.0%} of a picture is above {at.DARK} of 255. Night scenes have lamps; "
+        "a covered lens or a buffer that was never filled has nothing.",
         "Look at the camera and at the first pictures after its start; wait for it before "
         "recording.",
     ),
@@ -109,12 +112,21 @@ REASONS = {
         "A position is the same to the bit in all steps, and its command hardly changes.",
         "Nothing, if the joint was meant to stand still.",
     ),
+    "I446": Explanation(
+        "A picture that was late once is harmless; many of them are W407.",
+        f"A picture equals the one before to the bit while a joint moves more than "
+        f"{at.REPEAT_MOTION:g} rad in that step (of its own arm, if the camera has its name).",
+        "Nothing, if they are few; else look at the camera's rate and its cable.",
+    ),
     "W412": Explanation(
         "Action t must be what was sent after observation t. Shifted by one row, a policy learns "
         "to command where it already is, and stands still.",
         f"The commands of row t lie nearer to the positions of row t than to those of row t+1: "
         f"the squared distance is below {at.LAG_RATIO:g} times the other. Joints that move less "
-        f"than {at.MOVES:g} rad are not judged; slow controllers only make the sound case clearer.",
+        f"than {at.MOVES:g} rad are not judged; slow controllers only make the sound case clearer. "
+        "Only this direction is judged: actions that stand a row too early look like those of a "
+        "controller that lags. Under a contract of deltas only deltas that repeat the way just "
+        f"made are found: within {at.LAG_DELTA:g} of their own square, not those of a slow joint.",
         "Store the command that is sent from an observation in the observation's own row.",
     ),
     "W413": Explanation(
@@ -148,8 +160,8 @@ REASONS = {
     "W425": Explanation(
         "An episode that ends in success but is called a failure is lost to training on "
         "successes, and lowers every rate.",
-        f"The last {at.LONG_SUCCESS} steps or more have success, the metadata has not. Shorter "
-        "ends are legal: tasks ask for success to hold for a while.",
+        "The last step has success, the metadata has not. An episode that was cut off while "
+        "success had not held for long enough looks the same: then the metadata is right.",
         "Pass end_episode(success=True), or let the step's flag say what the task asks for.",
     ),
     "W426": Explanation(
@@ -177,8 +189,8 @@ REASONS = {
     ),
     "W432": Explanation(
         "A copy counts double and adds nothing.",
-        "Two files of one split have the same columns, or the same positions and commands, by the "
-        "checksums in their directories. No robot repeats itself to the bit.",
+        "Two files of one split have the same columns, or (from ten steps on) the same positions "
+        "and commands, by the checksums in their directories. No robot repeats itself to the bit.",
         "Remove one of the two.",
     ),
     "W434": Explanation(

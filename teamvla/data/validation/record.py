@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from teamvla.contract import Contract
+from teamvla.data.fields import STEP_SPECS, arms_of
+from teamvla.data.specs import FieldSpec
 from teamvla.data.validation.pictures import Pictures
-from teamvla.data.validation.thresholds import DEFAULT_HZ
+from teamvla.data.validation.thresholds import DEFAULT_HZ, MIN_STEPS, MOST_NUMBERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +95,9 @@ class Record:
         pictures: summaries of the cameras' columns, by field.
         contract: if the metadata has a legal one.
         contract_digest: its digest.
+        specs: the required fields.
+        steps: how many the columns have, whatever the metadata say.
+        judged: how many of them joints and pictures are judged by: the first ones.
     """
 
     meta: Mapping[str, Any]
@@ -100,10 +105,13 @@ class Record:
     pictures: Mapping[str, Pictures] = field(default_factory=dict)
     contract: Contract | None = None
     contract_digest: str | None = None
+    specs: Mapping[str, FieldSpec] = field(default_factory=lambda: STEP_SPECS)
+    steps: int = 0
 
-    @property
-    def steps(self) -> int:
-        return int(self.meta["num_steps"])
+    @cached_property
+    def judged(self) -> int:
+        width = sum(int(self.small[f"q_{arm}"].shape[1]) for arm in self.arms)
+        return min(self.steps, MOST_NUMBERS // max(1, width))
 
     @cached_property
     def tick(self) -> float:
@@ -117,29 +125,30 @@ class Record:
     @cached_property
     def arms(self) -> tuple[str, ...]:
         """Arms with positions and commands of the same shape."""
-        names = sorted(name[2:] for name in self.small if name.startswith("q_"))
-        return tuple(arm for arm in names if self._paired(arm))
+        return tuple(arm for arm in sorted(arms_of(self.specs)) if self._paired(arm))
 
     def _paired(self, arm: str) -> bool:
-        q, action = self.small[f"q_{arm}"], self.small.get(f"action_{arm}")
-        legal = action is not None and q.dtype.kind == "f" and action.dtype.kind == "f"
-        return legal and action is not None and q.ndim == 2 and q.shape == action.shape
+        q, action = self.small.get(f"q_{arm}"), self.small.get(f"action_{arm}")
+        return q is not None and action is not None and q.shape == action.shape
 
     @cached_property
     def joints(self) -> Joints | None:
         """The joints, if the episode has any arm that can be judged."""
-        if not self.arms:
+        if not self.arms or self.judged < MIN_STEPS:
             return None
-        columns = [[self.small[f"{kind}_{arm}"] for arm in self.arms] for kind in ("q", "action")]
-        q, action = (np.concatenate(of, axis=1, dtype=np.float64) for of in columns)
-        sizes = tuple(column.shape[1] for column in columns[0])
+        q, action = (self._joined(kind) for kind in ("q", "action"))
+        sizes = tuple(self.small[f"q_{arm}"].shape[1] for arm in self.arms)
         delta = self.contract is not None and self.contract.action.startswith("delta")
         return Joints(self.arms, sizes, q, action, delta)
+
+    def _joined(self, kind: str) -> np.ndarray:
+        columns = [self.small[f"{kind}_{arm}"][: self.judged] for arm in self.arms]
+        return np.concatenate(columns, axis=1, dtype=np.float64)
 
     def reach(self, arm: str | None) -> np.ndarray:
         """float64[T-1]: way of the fastest joint of an arm (of any if ``None``), each step."""
         joints = self.joints
         if joints is None:
-            return np.zeros(max(0, self.steps - 1))
+            return np.zeros(max(0, self.judged - 1))
         columns = joints.slices.get(arm or "", slice(None))
         return np.asarray(np.abs(joints.moved[:, columns]).max(axis=1))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from teamvla.data.episodes import find_episodes
-from teamvla.data.index_format import IndexConfig
+from teamvla.data.index import index_folder
+from teamvla.data.index_format import Index, IndexConfig
 from teamvla.data.npz import EpisodeFile
+from teamvla.data.parallel import in_order
+from teamvla.data.repair import find_leftovers
 from teamvla.data.validation.collection import judge_set
 from teamvla.data.validation.episode import judge
 from teamvla.data.validation.findings import Fault, Finding, Selection, ValidationReport
@@ -19,7 +23,7 @@ from teamvla.data.validation.summary import Summary, summarise
 from teamvla.errors import InputError, SchemaError
 from teamvla.logs import progress
 
-_BATCH = 512
+LOG = logging.getLogger(__name__)
 Job = tuple[Path, Path]
 Looked = tuple[Summary | None, list[Fault]]
 
@@ -43,7 +47,8 @@ def validate_roots(
         InputError: a root is missing or holds no episode.
     """
     selection = selection or Selection()
-    files = list(dict.fromkeys(job for root in roots for job in _files(Path(root))))
+    folders = list(map(Path, roots))
+    files = list(dict.fromkeys(job for root in folders for job in _jobs(root)))
     found: dict[Path, list[Finding]] = {}
     summaries: list[Summary] = []
     with progress("validate", len(files), "episode") as bar:
@@ -54,13 +59,12 @@ def validate_roots(
             if summary is not None:
                 summaries.append(summary)
             bar.advance(findings=str(sum(map(len, found.values()))))
-    config = IndexConfig()
-    for summary, fault in judge_set(summaries, (config.val_fraction, config.test_fraction)):
-        finding = Finding(fault.code, summary.path, *fault[1:])
+    for summary, fault in judge_set(summaries, _fractions(folders)):
+        finding = Finding.at(summary.path, fault)
         if selection.shows(finding):
             found.setdefault(summary.path, []).append(finding)
     ordered = (finding for path, _ in files for finding in found.pop(path, ()))
-    return ValidationReport(len(files), tuple(ordered))
+    return ValidationReport(len(files), tuple(ordered), tuple(_leftovers(folders)))
 
 
 def validate_file(path: str | Path, root: str | Path | None = None) -> list[Finding]:
@@ -76,51 +80,59 @@ def validate_file(path: str | Path, root: str | Path | None = None) -> list[Find
     return list(Selection().of(_named(path, _read((path, root))[1])))
 
 
+def _fractions(roots: list[Path]) -> tuple[float, float]:
+    """Shares of validation and test episodes: of the index that stands, else the usual ones."""
+    config = IndexConfig()
+    if all(root.is_dir() for root in roots):
+        with suppress(InputError, OSError, ValueError):
+            config = Index.open(index_folder(roots)).config
+    return config.val_fraction, config.test_fraction
+
+
+def _leftovers(roots: list[Path]) -> Iterator[Path]:
+    yield from dict.fromkeys(
+        path for root in roots if root.is_dir() for path in find_leftovers(root)
+    )
+
+
 def _named(path: Path, faults: Iterable[Fault]) -> Iterator[Finding]:
-    return (Finding(fault.code, path, *fault[1:]) for fault in faults)
+    return (Finding.at(path, fault) for fault in faults)
 
 
-def _files(root: Path) -> list[Job]:
-    if root.is_file():
-        return [(root, root.parent)]
-    return [(path, root) for path in find_episodes(root)]
+def files_below(root: Path) -> list[Path]:
+    """The episodes below a root, which may be a single file."""
+    return [root] if root.is_file() else find_episodes(root)
 
 
-def _looks(files: Sequence[Job], workers: int | None, quick: bool) -> Iterator[Looked]:
-    """What each file shows, in order; a batch of them is in memory at a time."""
+def _jobs(root: Path) -> list[Job]:
+    folder = root.parent if root.is_file() else root
+    return [(path, folder) for path in files_below(root)]
+
+
+def _looks(files: list[Job], workers: int | None, quick: bool) -> Iterator[Looked]:
+    """What each file shows, in order."""
     if quick:  # a directory is read faster than a thread is woken
-        yield from (look(path) for path, _ in files)
-        return
-    workers = workers or min(8, os.cpu_count() or 1)
-    if workers == 1:
-        yield from map(_read, files)
-        return
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for first in range(0, len(files), _BATCH):
-            yield from pool.map(_read, files[first : first + _BATCH])
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return (look(path) for path, _ in files)
+    return in_order(_read, files, workers)
 
 
 def _read(job: Job) -> Looked:
     """Read one file whole and judge it."""
     path, root = job
+    faults: list[Fault] = []
     try:
         with EpisodeFile(path) as file:
             structure = Structure(file)
-            faults = [_fault(path, *problem) for problem in structure.problems()]
-            faults += [_fault(path, *problem) for problem in check_place(file, root)]
+            problems = chain(structure.problems(), check_place(file, root))
+            faults.extend(Fault.of(path, error, step) for step, error in problems)
             record = structure.record()
             summary = summarise(path, entries(file.members), record)
-    except SchemaError as error:
-        return None, [_fault(path, None, error)]
-    except InputError as error:
-        return None, [Fault("E217", None, None, f"expected {error.expected}, got {error.got}")]
-    return summary, faults + judge(record)
-
-
-def _fault(path: Path, step: int | None, problem: SchemaError) -> Fault:
-    field = problem.where.removeprefix(str(path)).removeprefix(": ").removesuffix(".npy") or None
-    message = f"expected {problem.expected}, got {problem.got}"
-    return Fault(problem.code or "", step, field, message)
+        return summary, faults + judge(record)
+    except (SchemaError, InputError) as error:
+        faults.append(Fault.of(path, error))
+    except Exception as error:  # one file must not cost the findings of all others
+        LOG.debug("validating %s failed", path, exc_info=True)
+        got = "not enough memory" if isinstance(error, MemoryError) else repr(error)
+        message = f"expected a file that can be judged to its end, got {got}"
+        faults.append(Fault("E440", None, None, message))
+    return None, faults

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from teamvla.data.fields import arms_of
 from teamvla.data.validation.findings import Fault
 from teamvla.data.validation.record import Record
 from teamvla.data.validation.thresholds import (
     AGAINST,
     GAP,
     GRIP_RANGE,
-    LONG_SUCCESS,
     METRES,
     QUATERNION_SLACK,
     REPEAT_MOTION,
@@ -22,9 +22,9 @@ from teamvla.data.validation.thresholds import (
 
 def grippers(record: Record) -> Iterator[Fault]:
     """Commands and measured openings that run against each other, stand still, or are lengths."""
-    for name, command in record.small.items():
-        arm = name.removeprefix("grip_")
-        if not name.startswith("grip_") or arm.startswith("q_") or command.ndim != 1:
+    for arm in arms_of(record.specs):
+        name = f"grip_{arm}"
+        if (command := record.small.get(name)) is None:
             continue
         span = float(np.ptp(command))
         if span > 0 and float(command.max()) <= METRES:
@@ -70,9 +70,9 @@ def success(record: Record) -> Iterator[Fault]:
     if flags.all():
         message = "expected steps that lead to success, got success from the first step on"
         yield Fault("W426", 0, "success", message)
-    elif flags[-LONG_SUCCESS:].all() and not record.meta["success"]:
+    elif flags[-1] and not record.meta["success"]:
         start = len(flags) - int(np.argmin(flags[::-1]))
-        message = f"expected a success: the last {len(flags) - start} steps say so, got a failure"
+        message = f"expected a success: steps {start} to {len(flags) - 1} say so, got a failure"
         yield Fault("W425", start, "success", message)
 
 
@@ -81,9 +81,10 @@ def twice(record: Record) -> Iterator[Fault]:
     joints = record.joints
     if joints is None or not all(pictures.same.any() for pictures in record.pictures.values()):
         return
-    same = ~(joints.moved.any(axis=1) | np.diff(joints.action, axis=0).any(axis=1))
+    moves = joints.moved.any(axis=1) | np.diff(joints.action, axis=0).any(axis=1)
+    same = np.asarray(~moves)
     for pictures in record.pictures.values():
-        same &= pictures.same
+        same &= pictures.same[: len(same)]
     reach = record.reach(None)
     around = np.minimum(np.r_[0, reach[:-1]], np.r_[reach[1:], 0]) > REPEAT_MOTION / 2
     if (wrong := same & around).any():
@@ -97,6 +98,7 @@ def velocities(record: Record) -> Iterator[Fault]:
         return
     for arm, columns in joints.slices.items():
         stated = record.small.get(f"qd_{arm}")
+        stated = None if stated is None else stated[: record.judged]
         moved = joints.moved[:, columns] / record.tick
         if stated is None or stated.ndim != 2 or stated[1:].shape != moved.shape:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -50,14 +51,24 @@ class Structure:
 
     def record(self) -> Record:
         """What is sound; complete after :meth:`problems`."""
-        small = {k: v for k, v in self._small.items() if k not in self._unsound}
-        pictures = {k: v for k, v in self._pictures.items() if k not in self._unsound}
-        return Record(self._file.meta, small, pictures, self._contract, self._digest)
+        lengths = Counter(shape[0] for _, shape in self._columns.values() if shape)
+        steps = lengths.most_common(1)[0][0] if lengths else 0  # the metadata may be wrong
+        kept = {
+            name
+            for name, of in (self._small | self._pictures).items()
+            if name not in self._unsound and len(of) == steps
+        }
+        small = {name: self._small[name] for name in self._small if name in kept}
+        pictures = {name: self._pictures[name] for name in self._pictures if name in kept}
+        meaning = self._contract, self._digest, self._specs
+        return Record(self._file.meta, small, pictures, *meaning, steps)
 
     def problems(self) -> Problems:
         """Every broken rule, with the first step at fault."""
         self._contract = yield from self._read_contract()
         for name in self._file.fields:
+            if name in self._file.constants:
+                continue  # checked with the rest of the metadata
             yield from self._marked(self._column(name))
         yield from self._marked(self._layout())
         yield from self._flags()
@@ -81,8 +92,7 @@ class Structure:
         if not isinstance(array, np.ndarray):
             yield from self._ragged(name, array)
             return
-        if name not in self._file.constants:
-            self._columns[name] = (array.dtype, array.shape)
+        self._columns[name] = (array.dtype, array.shape)
         if array.ndim and len(array):
             spec = spec_of(name, self._specs)
             if spec is None or spec.fits(array.dtype, array.shape[1:]) is None:
@@ -110,8 +120,8 @@ class Structure:
             yield from _check_json(self._file.path, name, array)
         if array.ndim <= 2:
             self._small[name] = array
-        elif name.startswith("rgb_") and array.dtype == np.uint8 and array.ndim == 4:
-            self._pictures[name] = sum_up(array)
+        elif array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3 and array.size:
+            self._pictures[name] = sum_up(array, self._file.members[name].crc)
 
     def _layout(self) -> Problems:
         meta = self._file

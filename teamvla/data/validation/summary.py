@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from teamvla.data.fields import arms_of
 from teamvla.data.validation.record import Record
-from teamvla.data.validation.thresholds import MIN_STEPS
 
 Entry = tuple[str, int, int]
 """Name, CRC-32 and size of a member: equal entries, equal columns."""
@@ -45,13 +45,13 @@ def summarise(path: Path, entries: list[Entry], record: Record) -> Summary:
     """The summary of an episode that was read."""
     meta, small = record.meta, record.small
     start: dict[str, np.ndarray] = {}
-    if record.steps >= MIN_STEPS and (joints := record.joints) is not None:
+    if (joints := record.joints) is not None:
         mean = joints.q.mean(axis=0)
         start = {a: np.stack([joints.q[0, c], mean[c]]) for a, c in joints.slices.items()}
     grips = {
-        name[5:]: float(values[0])
-        for name, values in small.items()
-        if name.startswith("grip_") and not name.startswith("grip_q_") and values.ndim == 1
+        arm: float(small[f"grip_{arm}"][0])
+        for arm in arms_of(record.specs)
+        if f"grip_{arm}" in small
     }
     return Summary(
         path, str(meta["task"]), str(meta["episode_id"]), *digests(entries),

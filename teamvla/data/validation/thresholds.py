@@ -10,12 +10,16 @@ from __future__ import annotations
 MIN_STEPS = 10  # fewer say nothing about how a robot moves
 MIN_EPISODES = 10  # fewer say nothing about what is usual in a set
 
+MOST_NUMBERS = 1 << 20  # joint positions an episode is judged by; the steps behind them are not
+
 # Motion.
 DEFAULT_HZ = 20.0  # where neither a contract nor a timestamp tells the rate
 FAST = 5.0  # rad/s; usual arms stay below 3.2
+SPIKE = 2.0  # rad/s, both ways: no arm turns round so quickly within a step
 FASTER_THAN_USUAL = 6.0  # times the 95 % quantile of the joint's own steps
 MOVES = 0.1  # rad; a joint or an arm that covers less is hardly moving
 LAG_RATIO = 0.95  # squared distance to q_t over that to q_t+1; clean demonstrations stay above 1.3
+LAG_DELTA = 0.5  # squared distance of deltas to what they resemble over their own square
 LAG_NOTICEABLE = 2e-3  # rad rms between the two, below which neither is nearer
 SWAP_RATIO = 0.25  # squared distance to the other arm over that to the own one
 SWAP_DISTANCE = 0.05  # rad rms between an arm's commands and its joints
@@ -34,16 +38,14 @@ GRIP_RANGE = 0.5
 METRES = 0.12  # no gripper opens wider than this in metres
 
 # Pictures.
-DARK = 8  # of 255; a covered lens reads less
+DARK = 16  # of 255; a covered lens reads less, even with the noise of its sensor
+BRIGHT = 0.01  # share of a black picture's values above that: hot pixels
 FROZEN_S = 0.5  # seconds
 FROZEN_STEPS = 5
 FROZEN_MOTION = 0.25  # rad that the fastest joint covers meanwhile
 REPEAT_MOTION = 0.05  # rad a step: every camera sees that
 REPEAT_SHARE = 0.3
 REPEAT_COUNT = 5
-
-# Success.
-LONG_SUCCESS = 10  # steps
 
 # Sets.
 MINORITY = 0.1  # share of episodes; more is another way of doing things, not a fault
