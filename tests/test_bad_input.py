@@ -135,8 +135,8 @@ CORRUPTIONS = {
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two sound episodes, ``one`` and ``two``."""
-    for name in ("one", "two"):
-        write_episode(tmp_path / "data", episode_id=name)
+    for steps, name in ((4, "one"), (5, "two")):
+        write_episode(tmp_path / "data", steps, episode_id=name)
     return tmp_path / "data"
 
 
