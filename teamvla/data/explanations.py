@@ -163,7 +163,7 @@ MENDS = {
     "E228": "Do not use it: no honest file says so.",
     "E229": "Rewrite it with `EpisodeWriter`.",
     "E230": "Copy it again, or record it again.",
-    "E231": "It is no episode of version 2: rewrite it with `EpisodeWriter`.",
+    "E231": "Version 1: `teamvla convert`. Else it is no episode: write it with `EpisodeWriter`.",
     "E232": "Copy it again, or record it again.",
     "E233": "Rewrite it with `EpisodeWriter`.",
     "E234": "Flatten it: 32 levels are the most.",

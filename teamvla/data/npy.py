@@ -20,8 +20,9 @@ _HEADER = re.compile(
     rb"'shape': \(((?:\d{1,12}, ?)*(?:\d{1,12},?)?)\), ?\} *\n?"
 )
 _BLOCK = 1 << 20
-_PICKLED = "pickled objects: it is an older or foreign file, and teamvla never executes those"
-_CONVERT = "If it is an episode of version 1, teamvla convert rewrites it."
+_PICKLED = (
+    "pickled objects, as in version 1, which `teamvla convert` rewrites without executing any"
+)
 _LAST_CODE_POINT, _SURROGATES = 0x10FFFF, (0xD800, 0xDFFF)
 
 
@@ -57,7 +58,7 @@ def read_header(stream: MemberStream, size: int, where: str) -> ArrayInfo:
     found, content = _header(stream, size, where)
     descr = found[1].decode("ascii")
     if "O" in descr:
-        raise EpisodeError(where, "numbers or text", _PICKLED, _CONVERT, code="E223")
+        raise EpisodeError(where, "numbers or text", _PICKLED, code="E223")
     info = ArrayInfo(_dtype(descr, where), _shape(found[3], where), found[2] == b"True")
     if info.nbytes != content:
         raise refuse(where, f"{info.nbytes} bytes of content", f"room for {content}", "E225")

@@ -328,7 +328,8 @@ class EpisodeFile:
 
     def _read_meta(self) -> dict[str, Any]:
         if "meta" not in self.members:
-            got = "none: it is not an episode file of version 2"
+            old = "steps" in self.members or "step_data" in self.members
+            got = "none, as in version 1, which `teamvla convert` rewrites" if old else "none"
             raise self.refuse("metadata", got, "E231")
         info = self.info("meta")
         if info.dtype != np.uint8 or len(info.shape) != 1:
