@@ -219,6 +219,8 @@ def in_a_process(code: str) -> tuple[int, str]:
 def test_ctrl_c_before_the_command_line_is_there_is_silent():
     code = (
         "import runpy, signal, sys\n"
+        # A suite that was started in the background inherits a SIGINT that is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Finder:\n"
         "    def find_spec(name, path, target=None):\n"
         "        if name == 'teamvla.cli.app':\n"

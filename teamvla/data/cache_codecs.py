@@ -6,7 +6,6 @@ row per step. ``jpeg`` has a row per byte, and a second file says where each pic
 
 from __future__ import annotations
 
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,14 +26,14 @@ class Pictures:
 
 def encode_jpeg(pictures: np.ndarray, quality: int) -> Pictures:
     """Compress uint8 [T,V,H,W,3], picture by picture (chroma at half the resolution)."""
-    from PIL import Image
+    import simplejpeg
 
-    blob, lengths = io.BytesIO(), []
-    for picture in pictures.reshape(-1, *pictures.shape[2:]):
-        before = blob.tell()
-        Image.fromarray(picture).save(blob, "JPEG", quality=quality, subsampling="4:2:0")
-        lengths.append(blob.tell() - before)
-    return Pictures(np.frombuffer(blob.getvalue(), np.uint8), np.array(lengths, np.int64))
+    blobs = [
+        simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality, "RGB", "420")
+        for picture in pictures.reshape(-1, *pictures.shape[2:])
+    ]
+    lengths = np.array([len(blob) for blob in blobs], np.int64)
+    return Pictures(np.frombuffer(b"".join(blobs), np.uint8), lengths)
 
 
 def decode_jpeg(pieces: list[np.ndarray], out: np.ndarray) -> None:
@@ -53,16 +52,15 @@ def decode_jpeg(pieces: list[np.ndarray], out: np.ndarray) -> None:
 
 
 def _decode(pieces: list[np.ndarray], out: np.ndarray) -> None:
-    from PIL import Image
+    import simplejpeg
 
     for piece, target in zip(pieces, out, strict=True):
         try:
-            with Image.open(io.BytesIO(piece.data), formats=("JPEG",)) as picture:
-                if (picture.height, picture.width) != target.shape[:2]:
-                    raise ValueError("a picture of another size")
-                target[...] = np.asarray(picture)
-        except (OSError, SyntaxError, ValueError) as error:
+            picture = simplejpeg.decode_jpeg(piece.data, "RGB", buffer=target)
+        except ValueError as error:
             raise ValueError(f"a picture that cannot be decoded ({error})") from None
+        if picture.shape != target.shape:
+            raise ValueError("a picture of another size")
 
 
 class _Pool:
