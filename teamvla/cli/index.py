@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Roots, Set, load_project, out_option
-from teamvla.errors import ConfigError, InputError
+from teamvla.cli.options import Config, Roots, Set, load_project, out_option, stands_alone
+from teamvla.errors import InputError
 
 if TYPE_CHECKING:
     from teamvla.data.index import Index, IndexConfig
@@ -55,7 +55,9 @@ def index(
 
     given = {"val_fraction": val_fraction, "skip_invalid": skip_invalid}
     if verify:
-        _refuse_others(rebuild or None, config, set_ or None, *given.values())
+        others = (rebuild or None, config, set_, *given.values())
+        mend = "It builds nothing and has no settings."
+        stands_alone("--verify", "to stand alone, but for --out", mend, *others)
         return _verified(roots, out)
     settings = _settings(config, set_, given)
     built = build_index(roots, out, settings, rebuild=rebuild)
@@ -77,12 +79,6 @@ def _settings(
     if config is None and not overrides and set(options.values()) == {None}:
         return None
     return project.section("index", IndexConfig)
-
-
-def _refuse_others(*others: object) -> None:
-    if any(other is not None for other in others):
-        mend = "It builds nothing and has no settings."
-        raise ConfigError("--verify", "to stand alone, but for --out", "other options", mend)
 
 
 def _verified(roots: list[Path], out: Path | None) -> Result:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from teamvla.errors import ConfigError
 from teamvla.seeds import MAX_SEED
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ def out_option(default: str) -> Any:
     """``--out`` of a command that writes to ``default`` without it."""
     help = f"Where to write; {default} by default."
     return typer.Option("--out", "-o", metavar="DIR", help=help)
+
+
+def stands_alone(option: str, expected: str, mend: str, *others: object) -> None:
+    """Raise ConfigError if any of ``others`` was given beside ``option``."""
+    if any(other is not None and other != [] for other in others):
+        raise ConfigError(option, expected, "other options", mend)
 
 
 def load_project(

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Device, Seed, Set, command_line, load_project, out_option
-from teamvla.errors import ConfigError
+from teamvla.cli.options import (
+    Config,
+    Device,
+    Seed,
+    Set,
+    command_line,
+    load_project,
+    out_option,
+    stands_alone,
+)  # fmt: skip
 from teamvla.interrupts import graceful_stop
 
 if TYPE_CHECKING:
@@ -42,7 +50,11 @@ def train(
 
     with graceful_stop() as stop:
         if resume is not None:
-            _refuse_others(out, config, seed, init_from, set_)
+            stands_alone(
+                "--resume", "to stand alone (only --device and --data may go with it)",
+                "A resumed run keeps its own configuration; a longer one starts with --init-from.",
+                out, config, seed, init_from, set_,
+            )  # fmt: skip
             run = resume_run(resume, device, data)
         else:
             project = load_project(config or "train_bc", set_, seed=seed, device=device)
@@ -66,15 +78,6 @@ def train(
         next_command=measure if finished else again,
         exit_code=0 if finished else stop.exit_code,
     )
-
-
-def _refuse_others(*others: object) -> None:
-    if any(other is not None and other != [] for other in others):
-        raise ConfigError(
-            "--resume", "to stand alone (only --device and --data may go with it)",
-            "other options",
-            "A resumed run keeps its own configuration; a longer one starts with --init-from.",
-        )  # fmt: skip
 
 
 def _text(style: Style, run: Run, finished: bool) -> str:

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
-#: names of the figures in every statistics mapping of a vector
-FIGURES = ("mean", "std", "min", "max", *QUANTILES)
 _DRAWERS = 1 << 16
 
 Blocks = Callable[[], Iterator[np.ndarray]]

@@ -63,7 +63,6 @@ _META = {"meta.npy", "metadata.npy", "episode_meta.npy"}
 _STEPS = {"steps.npy", "step_data.npy"}
 _MEND = "Mend it where it was written: its bytes are whole, what they say breaks a rule."
 _TOO_SHORT = "Remove it; or, if each action is its own step's already, --legacy-actions current."
-_Refuse = Callable[[str, str, str], EpisodeError]
 
 
 def read_version1(
