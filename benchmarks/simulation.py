@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from teamvla.sim import TwoArmEnv, make_env
-from teamvla.sim.tasks import TaskConfig
+from teamvla.sim.tasks import TwoArmTaskConfig
 
 STEPS = 80  # about an episode of the expert
 
@@ -37,7 +37,7 @@ def rate(step: Callable[[], object], steps: int = STEPS) -> float:
 
 def started(shadows: bool = False) -> TwoArmEnv:
     camera = {"shadows": shadows}
-    env = make_env(TaskConfig.model_validate({"camera": camera, "max_steps": 10**6}))
+    env = make_env(TwoArmTaskConfig.model_validate({"camera": camera, "max_steps": 10**6}))
     env.reset(seed=0)
     return env
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
@@ -35,7 +35,10 @@ class Actor(Protocol):
         """Forget the last episode; the environment has been reset before."""
 
     def act(self, observation: Observation) -> Sequence[np.ndarray]:
-        """One command per arm, float32[joints + 1] each, gripper last, in contract units."""
+        """One command per arm, float32[joints + 1] each, gripper last, in contract units.
+
+        Behind them comes one value per action signal of the contract.
+        """
 
 
 class Environment(Protocol):
@@ -48,13 +51,17 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class Tick:
-    """One control tick: what was seen, what was commanded from it, and what came of it."""
+    """One control tick: what was seen, what was commanded from it, and what came of it.
+
+    ``info`` is the environment's, as it came with the observation.
+    """
 
     index: int
     observation: Observation
     action: Sequence[np.ndarray]
     reward: float
     success: bool
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,16 +100,16 @@ def rollout(
         on_tick: sees every tick.
     """
     observation, info = env.reset(seed=reset_seed)
-    words: Observation = {key: info[key] for key in ("instruction", "task") if key in info}
+    words = _words(info)
     actor.reset()
     if on_reset is not None:
         on_reset({**observation, **words})
     total, steps, over = 0.0, 0, False
     while not over:
-        seen = {**observation, **words}
+        seen, before = {**observation, **words}, info
         try:
             action = actor.act(seen)
-            joined = np.concatenate(action)
+            joined = np.concatenate([np.ravel(part) for part in action])
             observation, reward, ended, truncated, info = env.step(
                 joined if perturb is None else perturb(joined)
             )
@@ -110,10 +117,15 @@ def rollout(
             return Outcome(False, steps, total, str(error))
         over = ended or truncated
         if on_tick is not None:
-            on_tick(Tick(steps, seen, action, float(reward), bool(info["success"])))
+            on_tick(Tick(steps, seen, action, float(reward), bool(info["success"]), before))
+        words |= _words(info)
         total += float(reward)
         steps += 1
     return Outcome(ended and bool(info["success"]), steps, total)
+
+
+def _words(info: Mapping[str, Any]) -> Observation:
+    return {key: info[key] for key in ("instruction", "task") if key in info}
 
 
 def run_episodes(

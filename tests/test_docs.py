@@ -27,6 +27,7 @@ from teamvla.data import OPTIONAL_FIELDS, STEP_SPECS, find_episodes, read_meta
 from teamvla.data.codes import CODES
 from teamvla.data.transforms import TRANSFORMS
 from teamvla.registry import import_object
+from teamvla.sim.tasks import TwoArmTaskConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "README.md"
@@ -85,6 +86,9 @@ def name_in(cell: str) -> str:
 # The table of keys.
 
 
+SHARED = "two arms"
+
+
 def headings_of_keys() -> list[str]:
     text = CONFIGS.read_text(encoding="utf-8").partition("## Every key")[2]
     return re.findall(r"^### (.*)$", text, flags=re.M)
@@ -98,8 +102,19 @@ def class_of(heading: str) -> type[Settings]:
     variant = variant.rstrip(")")
     if section == "dataset.transforms":
         return TRANSFORMS[variant]
+    if variant == SHARED:
+        return TwoArmTaskConfig
     base: Any = import_object(SECTIONS[section])
     return base.choose({"name": variant, "type": variant} if variant else {})
+
+
+def listed_keys(heading: str) -> Iterator[tuple[str, Any, Any]]:
+    """Of a task of the two arms only what it adds to, or changes in, the table they share."""
+    kind = class_of(heading)
+    same = {}
+    if issubclass(kind, TwoArmTaskConfig) and kind is not TwoArmTaskConfig:
+        same = {key: default for key, _, default in keys_of(TwoArmTaskConfig)}
+    return ((k, f, d) for k, f, d in keys_of(kind) if k not in same or same[k] != d)
 
 
 def keys_of(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -113,8 +128,8 @@ def keys_of(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, Any, 
 
 
 def said_default(cell: str, key: str) -> Any:
-    if cell == "as in `lift.yaml`":
-        return tuple(Project.load("lift").source.data["task"][key])
+    if shipped := re.fullmatch(r"as in `(\w+)\.yaml`", cell):
+        return tuple(Project.load(shipped[1]).source.data["task"][key])
     value = yaml.safe_load(cell)
     return tuple(value) if isinstance(value, list) else value
 
@@ -125,7 +140,7 @@ def promises(field: Any) -> Iterator[str]:
     while pending:
         annotation = pending.pop()
         if get_origin(annotation) is Literal:
-            yield from get_args(annotation)
+            yield from map(str, get_args(annotation))
         elif get_origin(annotation) is types.UnionType:
             pending.extend(get_args(annotation))
         elif annotation is type(None):
@@ -146,7 +161,11 @@ def test_every_section_and_every_choice_of_its_keys_has_a_table():
     from teamvla.sim import TASKS
 
     chosen = {"task": shipped(TASKS), "model": shipped(MODELS)}
-    expected = {"top level", *(f"dataset.transforms ({name})" for name in TRANSFORMS)}
+    expected = {
+        "top level",
+        f"task ({SHARED})",
+        *(f"dataset.transforms ({name})" for name in TRANSFORMS),
+    }
     for section in SECTIONS:
         variants = chosen.get(section, [])
         expected |= {f"{section} ({name})" for name in variants} if variants else {section}
@@ -158,7 +177,7 @@ def test_the_table_of_a_section_lists_its_keys_with_their_defaults(heading):
     rows = tables(CONFIGS)[heading]
     documented = {name_in(row[0]): said_default(row[2], name_in(row[0])) for row in rows}
     assert len(documented) == len(rows)
-    assert documented == {key: default for key, _, default in keys_of(class_of(heading))}
+    assert documented == {key: default for key, _, default in listed_keys(heading)}
 
 
 @pytest.mark.parametrize("heading", headings_of_keys())
@@ -166,7 +185,7 @@ def test_the_table_of_a_section_tells_choices_and_limits(heading):
     cells = {name_in(row[0]): row[1] for row in tables(CONFIGS)[heading]}
     silent = [
         (key, promise)
-        for key, field, _ in keys_of(class_of(heading))
+        for key, field, _ in listed_keys(heading)
         for promise in promises(field)
         if promise not in cells[key]
     ]

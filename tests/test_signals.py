@@ -87,7 +87,7 @@ def go_on(said: dict[str, Any]) -> int:
 def test_a_recording_goes_on_to_the_same_bytes(signal_at, tmp_path, capsys, number, code):
     record = ["record", "--episodes", 3, "--seed", 5, *TINY, "--out"]
     assert run([*map(str, record), str(tmp_path / "whole"), "-q"]) == 0
-    signal_at("teamvla.record.rollout", 2, number)
+    signal_at("teamvla.record.recorder.rollout", 2, number)
     stopped, said = ended(capsys, *record, tmp_path / "p arts")
     assert (stopped, said["status"], said["recorded"]) == (code, "interrupted", 2)
     whole = state_of(tmp_path / "whole")
@@ -326,7 +326,7 @@ def test_an_interrupted_evaluation_writes_nothing(signal_at, whole, capsys):
 # --- quickstart ---------------------------------------------------------------------------
 
 STAGES = {
-    "record": "teamvla.record.rollout",
+    "record": "teamvla.record.recorder.rollout",
     "validate": "teamvla.quickstart.validate_roots",
     "index": "teamvla.quickstart.build_index",
     "train": "teamvla.train.trainer.Learner.step",

@@ -9,7 +9,7 @@ import pytest
 from teamvla.errors import SimulationError
 from teamvla.sim import TwoArmEnv, make_env
 from teamvla.sim.cameras import RayRenderer
-from teamvla.sim.tasks import TaskConfig
+from teamvla.sim.tasks import TwoArmTaskConfig
 
 VISIBLE = np.array([1, 1, 1, 0, 0, 0], np.uint8)
 
@@ -95,6 +95,6 @@ def test_missing_opengl_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         raise mujoco.FatalError("gladLoadGL error")
 
     monkeypatch.setattr(mujoco, "Renderer", no_gl)
-    config = TaskConfig.model_validate({"camera": {"renderer": "gl"}})
+    config = TwoArmTaskConfig.model_validate({"camera": {"renderer": "gl"}})
     with pytest.raises(SimulationError, match=r"a working OpenGL.*renderer=ray"):
         make_env(config)

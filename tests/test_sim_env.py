@@ -16,14 +16,14 @@ import pytest
 from teamvla.errors import RegistryError, SimulationError
 from teamvla.sim import TwoArmEnv, make_env
 from teamvla.sim.scene import HOME, JOINTS
-from teamvla.sim.tasks import TaskConfig
+from teamvla.sim.tasks import TaskConfig, TwoArmTaskConfig
 
 STAY = np.array([*HOME, 0.0] * 2, np.float32)
 
 
 def small_env(**task: object) -> TwoArmEnv:
     camera = {"height": 24, "width": 32}
-    return make_env(TaskConfig.model_validate({"camera": camera, **task}))
+    return make_env(TwoArmTaskConfig.model_validate({"camera": camera, **task}))
 
 
 def wander(env: TwoArmEnv, seed: int, steps: int = 12) -> str:

@@ -169,6 +169,10 @@ def _contract(header: Header) -> dict[str, str]:
         f"{_first(camera, 'field')} {_first(camera, 'height')}x{_first(camera, 'width')}"
         for camera in _items(contract, "cameras")
     ]
+    signals = [
+        f"{_first(signal, 'field')} ({_first(signal, 'role')} {_first(signal, 'dtype')})"
+        for signal in _items(contract, "signals")
+    ]
     units = [inline(contract.get(key, "?")) for key in ("angle_unit", "length_unit")]
     return {
         "embodiment": f"{_first(contract, 'embodiment')}, {_first(contract, 'control_hz')} Hz",
@@ -176,6 +180,7 @@ def _contract(header: Header) -> dict[str, str]:
         "units": f"{', '.join(units)}, gripper {_first(contract, 'gripper')}",
         "arms": ", ".join(arms),
         "cameras": ", ".join(cameras),
+        "signals": ", ".join(signals),
     }
 
 

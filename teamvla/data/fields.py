@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from teamvla.contract import Contract
+from teamvla.contract import Contract, Signal
 from teamvla.data.ragged import OFFSETS
-from teamvla.data.specs import NAME, FieldSpec
+from teamvla.data.specs import NAME, VARIABLE, FieldSpec
 from teamvla.errors import ContractError, SchemaError
 from teamvla.files import canonical_json
 
@@ -70,8 +71,8 @@ OPTIONAL_FIELDS: dict[str, FieldSpec] = _table(
     _spec("points", "f4", ("P", 4), "LiDAR returns: x y z, m, sensor frame (x ahead, y left, "
           "z up); intensity 0..1."),
     _spec("points_*", "f4", ("P", 4), "The same of one LiDAR among several."),
-    _spec("radar", "f4", ("P", 5), "Radar targets: range, m; azimuth (+ left) and elevation "
-          "(+ up), rad; radial velocity (+ away), m/s; cross-section, dBsm."),
+    _spec("radar", "f4", ("P", 5), "Radar targets: x y, m, sensor frame (x ahead, y left); "
+          "velocity x y relative to that frame, m/s; cross-section, dBsm."),
     _spec("radar_*", "f4", ("P", 5), "The same of one radar among several."),
     _spec("radar_map_*", "f4", ("R", "D"), "Range-Doppler map, dB: row r one range, "
           "column d one radial velocity."),
@@ -93,9 +94,9 @@ _STEMS = sorted(
 def step_specs(contract: Contract | None) -> dict[str, FieldSpec]:
     """The required fields of a step, by name.
 
-    For each arm X of the contract ``q_X``, ``action_X`` and ``grip_X``, for each camera its
-    field, and always ``instruction``, ``task`` and ``success``. Without a contract those of
-    ``two_arm``, :data:`STEP_SPECS`.
+    For each arm X of the contract ``q_X``, ``action_X`` and ``grip_X``, for each camera and
+    each signal its field, and always ``instruction``, ``task`` and ``success``. Without a
+    contract those of ``two_arm``, :data:`STEP_SPECS`.
     """
     return STEP_SPECS if contract is None else _specs_of(contract)
 
@@ -104,8 +105,16 @@ def step_specs(contract: Contract | None) -> dict[str, FieldSpec]:
 def _specs_of(contract: Contract) -> dict[str, FieldSpec]:
     cameras = [_camera(camera.field, "a camera") for camera in contract.cameras]
     joints = [spec for arm in contract.arms for spec in _joints(arm.name)]
-    specs = _table(*cameras, *joints, *_ALWAYS)
+    signals = [_signal(signal) for signal in contract.signals]
+    specs = _table(*cameras, *joints, *signals, *_ALWAYS)
     return STEP_SPECS if specs.keys() == STEP_SPECS.keys() else specs
+
+
+def _signal(signal: Signal) -> FieldSpec:
+    shape = tuple(VARIABLE if size == -1 else size for size in signal.shape)
+    low, high = (end if math.isfinite(end) else None for end in signal.limits)
+    what = f"{signal.role.capitalize()} of the contract{', ' * bool(signal.unit)}{signal.unit}."
+    return FieldSpec(signal.field, np.dtype(signal.dtype), shape, what, low, high)
 
 
 class Meaning(NamedTuple):

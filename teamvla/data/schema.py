@@ -100,6 +100,8 @@ def validate_step(step: Mapping[str, Any], specs: Mapping[str, FieldSpec] = STEP
 def validate_sizes(step: Mapping[str, Any], contract: Contract) -> None:
     """Check a step that keeps to the contract's specs against its numbers of joints and pixels.
 
+    Signals need no such check: their specs say all that the contract does.
+
     Raises:
         SchemaError: E412, an arm has another number of joints; E413, a camera other sizes.
     """

@@ -34,7 +34,7 @@ class FieldSpec:
             stands first alone, for one that may differ from step to step and may be 0.
         description: meaning and unit.
         low: smallest legal value, where there is one.
-        high: largest legal value.
+        high: largest legal value, where there is one.
         finite: whether NaN and infinities are refused.
     """
 
@@ -54,6 +54,23 @@ class FieldSpec:
     def is_ragged(self) -> bool:
         """Whether the first axis of a step's value varies from step to step."""
         return self.shape[:1] == (VARIABLE,)
+
+    @property
+    def is_bounded(self) -> bool:
+        return self.low is not None or self.high is not None
+
+    @property
+    def span(self) -> str:
+        """The legal values in words: ``in [0, 1]``, ``>= 0`` or ``<= 1``."""
+        if self.low is not None and self.high is not None:
+            return f"in [{self.low:g}, {self.high:g}]"
+        return f">= {self.low:g}" if self.low is not None else f"<= {self.high:g}"
+
+    def outside(self, values: np.ndarray) -> np.ndarray:
+        """bool: which of some numbers are smaller or larger than legal; NaN is neither."""
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        return np.asarray((values < low) | (values > high))
 
     def __str__(self) -> str:
         return "str" if self.is_text else describe(self.dtype, self.shape)
@@ -86,7 +103,7 @@ class FieldSpec:
             check_text(name, value)
         elif self.shape or not _is_scalar_of(value, self.dtype):
             raise unfit("E104", name, str(self), value)
-        elif self.dtype.kind == "f":
+        elif self.dtype.kind != "b":
             self._check_number(name, float(value))
 
     def _check_array(self, name: str, value: np.ndarray) -> None:
@@ -97,13 +114,17 @@ class FieldSpec:
         if self.dtype.kind == "f" and self.finite and not _all_finite(value):
             count = int(np.count_nonzero(~np.isfinite(value)))
             raise SchemaError(name, "finite numbers", f"{count} NaN or infinite", code="E107")
+        if self.is_bounded and (wrong := self.outside(value)).any():
+            got = f"{value[wrong][0].item():g} and {int(wrong.sum()) - 1} others"
+            raise SchemaError(name, f"values {self.span}", got, code="E108")
 
     def _check_number(self, name: str, value: float) -> None:
         if self.finite and not math.isfinite(value):
             raise SchemaError(name, "a finite number", str(value), code="E107")
-        if self.low is not None and self.high is not None and not self.low <= value <= self.high:
-            limits = f"a value in [{self.low:g}, {self.high:g}]"
-            raise SchemaError(name, limits, f"{value:g}", code="E108")
+        if (self.low is not None and value < self.low) or (
+            self.high is not None and value > self.high
+        ):
+            raise SchemaError(name, f"a value {self.span}", f"{value:g}", code="E108")
 
 
 def check_text(name: str, value: Any) -> None:
@@ -161,9 +182,10 @@ def _same_shape(expected: tuple[int | str, ...], shape: tuple[int, ...]) -> bool
 
 
 def _is_scalar_of(value: Any, dtype: np.dtype) -> bool:
-    python = bool if dtype.kind == "b" else float
-    if type(value) is python:
-        return True
+    if type(value) is int and dtype.kind in "iu":
+        return bool(np.iinfo(dtype).min <= value <= np.iinfo(dtype).max)
+    if type(value) is (bool if dtype.kind == "b" else float):
+        return dtype.kind in "bf"
     return isinstance(value, np.generic | np.ndarray) and value.shape == () and value.dtype == dtype
 
 

@@ -10,18 +10,31 @@ import gymnasium
 if TYPE_CHECKING:
     from teamvla.sim.env import TwoArmEnv, make_env
     from teamvla.sim.experts import Expert
-    from teamvla.sim.tasks import TASKS, CameraConfig, Task, TaskConfig
+    from teamvla.sim.interface import RobotEnv
+    from teamvla.sim.tasks import TASKS, CameraConfig, Task, TaskConfig, TwoArmTaskConfig
 
-__all__ = ["TASKS", "CameraConfig", "Expert", "Task", "TaskConfig", "TwoArmEnv", "make_env"]
+__all__ = [
+    "TASKS",
+    "CameraConfig",
+    "Expert",
+    "RobotEnv",
+    "Task",
+    "TaskConfig",
+    "TwoArmEnv",
+    "TwoArmTaskConfig",
+    "make_env",
+]
 
 _HOMES = {
     "TwoArmEnv": "teamvla.sim.env",
     "make_env": "teamvla.sim.env",
     "Expert": "teamvla.sim.experts",
+    "RobotEnv": "teamvla.sim.interface",
     "TASKS": "teamvla.sim.tasks",
     "CameraConfig": "teamvla.sim.tasks",
     "Task": "teamvla.sim.tasks",
     "TaskConfig": "teamvla.sim.tasks",
+    "TwoArmTaskConfig": "teamvla.sim.tasks",
 }
 _LIFT_ID = "teamvla/TwoArmLift-v0"
 

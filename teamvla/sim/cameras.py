@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import gymnasium
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from teamvla.errors import SimulationError
-from teamvla.sim.scene import GROUND, SKY
+from teamvla.sim.scene import CAMERA_FIELDS, GROUND, SKY
+from teamvla.sim.tasks.base import CameraConfig
 from teamvla.sim.world import FloatArray, World
 
 Picture = NDArray[np.uint8]
@@ -42,6 +44,34 @@ def make_renderer(
     return RayRenderer(world, height, width, shadows, samples)
 
 
+class CameraRig:
+    """The cameras of an observation.
+
+    Attributes:
+        colour: fields of the pictures in colour, in the contract's order.
+    """
+
+    def __init__(self, world: World, config: CameraConfig) -> None:
+        self._config = config
+        self._renderer = make_renderer(
+            world, config.renderer, config.height, config.width, config.shadows
+        )
+        self.colour = CAMERA_FIELDS
+
+    def spaces(self) -> dict[str, gymnasium.Space[Any]]:
+        """What :meth:`observe` gives, by field."""
+        shape = (self._config.height, self._config.width, 3)
+        return {field: gymnasium.spaces.Box(0, 255, shape, np.uint8) for field in self.colour}
+
+    def observe(self) -> dict[str, NDArray[Any]]:
+        """The pictures of the world's present state, by field."""
+        return {field: self._renderer.render(field) for field in self.colour}
+
+    def close(self) -> None:
+        """Give back what the renderer holds."""
+        self._renderer.close()
+
+
 class RayRenderer:
     """One ray per pixel, Lambert shading, hard shadows by a second ray from the light.
 
@@ -59,7 +89,7 @@ class RayRenderer:
     def __init__(
         self, world: World, height: int, width: int, shadows: bool = False, samples: int = 1
     ) -> None:
-        self._model, self._data = world.model, world.data
+        self._world = world
         self._shape = (height, width, samples)
         self._shadows = shadows
         self._count = height * width * samples**2
@@ -72,6 +102,7 @@ class RayRenderer:
 
     def render(self, camera: str) -> Picture:
         """What the named camera sees, uint8[height, width, 3]."""
+        self._model, self._data = self._world.model, self._world.data
         view = self._data.camera(camera)
         origin, matrix = view.xpos.copy(), view.xmat.reshape(3, 3)
         fovy = math.radians(float(self._model.camera(camera).fovy[0]))
@@ -181,15 +212,22 @@ class GlRenderer:
     """
 
     def __init__(self, world: World, height: int, width: int, shadows: bool = False) -> None:
-        self._data = world.data
-        self._renderer: Any = _gl_renderer(world.model, height, width)
+        self._world, self._size, self._shadows = world, (height, width), shadows
+        self._open()
+
+    def _open(self) -> None:
+        self._model = self._world.model
+        self._renderer: Any = _gl_renderer(self._model, *self._size)
         flags = self._renderer.scene.flags
-        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
+        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self._shadows
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
 
     def render(self, camera: str) -> Picture:
         """What the named camera sees, uint8[height, width, 3]."""
-        self._renderer.update_scene(self._data, camera)
+        if self._model is not self._world.model:  # a new episode has a new scene
+            self.close()
+            self._open()
+        self._renderer.update_scene(self._world.data, camera)
         return np.asarray(self._renderer.render(), np.uint8).copy()
 
     def close(self) -> None:

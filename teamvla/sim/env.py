@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from teamvla.contract import Contract
 from teamvla.errors import SimulationError
-from teamvla.sim.cameras import Picture, RayRenderer, make_renderer
+from teamvla.sim.cameras import CameraRig, Picture, RayRenderer
 from teamvla.sim.experts import Expert
+from teamvla.sim.interface import Action, Observation, RobotEnv, State
 from teamvla.sim.kinematics import InverseKinematics
 from teamvla.sim.scene import (
     ARMS,
-    CAMERA_FIELDS,
     CONTROL_HZ,
     JOINTS,
-    scene_xml,
+    Element,
+    build_scene,
+    to_xml,
     two_arm_contract,
 )
-from teamvla.sim.tasks import TASKS, Task, TaskConfig
-from teamvla.sim.tasks.base import Variation
+from teamvla.sim.tasks import TASKS, Task, TaskConfig, TwoArmTaskConfig
+from teamvla.sim.tasks.base import Surroundings, Variation, solver
 from teamvla.sim.world import World
 
-Observation = dict[str, NDArray[Any]]
-Action = NDArray[np.float32]
+#: Changes the MJCF of an episode before it is compiled; the generator is the episode's own.
+SceneEdit = Callable[[Element, np.random.Generator], None]
 _SETTLE_STEPS = 25
 _OVERVIEW_SIZE = (240, 320)
 _OVERVIEW_SAMPLES = 2
@@ -34,19 +36,21 @@ _PER_ARM = len(JOINTS) + 1
 _SLACK_RAD = 0.5  # joint limits are soft: a measured angle may overshoot
 
 
-class TwoArmEnv(gymnasium.Env[Observation, Action]):
-    """Two arms at a table, stepped at 20 Hz (10 physics steps of 5 ms).
+class TwoArmEnv(RobotEnv):
+    """Two arms at a table, stepped at 20 Hz.
 
-    Observation: ``rgb_a``, ``rgb_b`` uint8[H, W, 3]; ``q_a``, ``q_b`` float32[6] measured joint
-    angles, rad; ``grip_q_a``, ``grip_q_b`` float32[] measured gripper, 0 open .. 1 closed.
+    Observation: the pictures of the cameras (:class:`CameraConfig`); ``q_a``, ``q_b``
+    float32[6] measured joint angles, rad; ``grip_q_a``, ``grip_q_b`` float32[] measured
+    gripper, 0 open .. 1 closed.
 
     Action: float32[14], a joints 6, a grip, b joints 6, b grip; absolute joint targets in
     rad, gripper 0 open .. 1 closed. A finite target outside its range is clipped to it, as
     a real driver does.
 
-    ``terminated``: success held for ``hold_steps`` steps. ``truncated``: ``max_steps`` are
-    over. Everything random in an episode is drawn at its reset, from the reset's seed; the
-    same seed and actions give the same observations to the bit, in any process.
+    ``terminated``: all stages of the task are behind and success held for ``hold_steps``
+    steps. ``truncated``: ``max_steps`` are over. Everything random in an episode is drawn at
+    its reset, from the reset's seed; the same seed and actions give the same observations
+    to the bit, in any process and after any other episode: the scene is compiled anew.
 
     Args:
         config: the task's settings; the lift task with its defaults if left out.
@@ -55,6 +59,9 @@ class TwoArmEnv(gymnasium.Env[Observation, Action]):
     Attributes:
         contract: what the numbers mean.
         world: the physics, for experts and tests.
+        stage: how many of the task's stages are reached.
+        edits: changes that are made to every episode's scene before it is compiled; they
+            draw from a generator of their own, so that all else stays as it is without.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - gymnasium declares it so
@@ -64,31 +71,32 @@ class TwoArmEnv(gymnasium.Env[Observation, Action]):
 
     def __init__(self, config: TaskConfig | None = None, render_mode: str | None = None) -> None:
         self.config, self.task = _resolve(config or TaskConfig())
+        self.max_steps = self.config.max_steps
         self.render_mode = render_mode
-        self.world = World(scene_xml(self.task.add_objects))
-        camera = self.config.camera
-        self.contract: Contract = two_arm_contract(camera.height, camera.width)
-        self._cameras = make_renderer(
-            self.world, camera.renderer, camera.height, camera.width, camera.shadows
-        )
-        self._kinematics = InverseKinematics(self.world)
-        self._overview: RayRenderer | None = None
-        self.observation_space = _observation_space(camera.height, camera.width)
-        self.action_space: gymnasium.Space[Action] = _action_space()
+        self.edits: list[SceneEdit] = []
+        self.stage = 0
         self._variation: Variation = {}
         self._steps = self._held = 0
+        self._draws = self._draw(np.random.default_rng(0))
+        self.world = World(self._scene(self._draws))
+        self._cameras = CameraRig(self.world, self.config.camera)
+        camera = self.config.camera
+        self.contract = two_arm_contract(camera.height, camera.width, self._cameras.colour)
+        self._kinematics = InverseKinematics(self.world)
+        self._overview: RayRenderer | None = None
+        self.observation_space = _observation_space(self._cameras.spaces())
+        self.action_space: gymnasium.Space[Action] = _action_space()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; all of it follows from ``seed``. Info: instruction, task, success."""
         super().reset(seed=seed)
-        self._variation = self.task.draw(self.np_random)
-        self.task.vary(self.world, self._variation)
+        self._variation = self._draw(self.np_random)
+        self.world.load(self._scene(self._variation))
         self.world.reset()
-        self.task.place(self.world, self._variation)
         self.world.settle(_SETTLE_STEPS)
-        self._steps = self._held = 0
+        self._steps = self._held = self.stage = 0
         return self._observe(), self._info(self.task.success(self.world))
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -103,11 +111,11 @@ class TwoArmEnv(gymnasium.Env[Observation, Action]):
             self.world.set_command(arm, command)
         self.world.advance()
         self._steps += 1
-        success = self.task.success(self.world)
+        success = self._judge()
         self._held = self._held + 1 if success else 0
         terminated = self._held >= self.config.hold_steps
-        truncated = not terminated and self._steps >= self.config.max_steps
-        reward = self.task.reward(self.world)
+        truncated = not terminated and self._steps >= self.max_steps
+        reward = self.task.reward(self.world, self.stage)
         return self._observe(), reward, terminated, truncated, self._info(success)
 
     def render(self) -> Picture:
@@ -129,34 +137,57 @@ class TwoArmEnv(gymnasium.Env[Observation, Action]):
     def instruction(self) -> str:
         """The phrasing drawn for this episode."""
         self._require_reset()
-        return self.config.instructions[int(self._variation["instruction"])]
+        phrasing = self.config.instructions[int(self._variation["instruction"])]
+        return self.task.words(self._variation, phrasing)
 
-    def get_state(self) -> dict[str, NDArray[Any]]:
+    def get_state(self) -> State:
         """All that decides how the episode goes on, as arrays by name."""
         self._require_reset()
-        counters = np.array([self._steps, self._held], np.int64)
+        counters = np.array([self._steps, self._held, self.stage], np.int64)
         variation = {name: value.copy() for name, value in self._variation.items()}
         return {"physics": self.world.state(), "counters": counters, **variation}
 
-    def set_state(self, state: dict[str, Any]) -> Observation:
+    def set_state(self, state: Mapping[str, Any]) -> Observation:
         """Go back to what :meth:`get_state` gave, to the bit; arrays or nested lists.
 
         Raises:
             SimulationError: the state belongs to another task or version.
         """
         arrays = {name: np.asarray(value) for name, value in state.items()}
-        self._require_shapes({name: array.shape for name, array in arrays.items()})
-        self._steps, self._held = (int(n) for n in arrays.pop("counters"))
-        physics = arrays.pop("physics")
-        self._variation = {name: value.astype(np.float64) for name, value in arrays.items()}
-        self.task.vary(self.world, self._variation)
+        _require_shapes({name: array.shape for name, array in arrays.items()}, self._shapes())
+        counters, physics = arrays.pop("counters"), arrays.pop("physics")
+        variation = {name: value.astype(np.float64) for name, value in arrays.items()}
+        self.world.load(self._scene(variation))
         self.world.restore(physics)
+        self._variation = variation
+        self._steps, self._held, self.stage = (int(count) for count in counters)
         return self._observe()
 
+    def _draw(self, rng: np.random.Generator) -> Variation:
+        drawn = Surroundings.draw(self.config, rng) | self.task.draw(rng)
+        # Drawn last, and always: edits of the scene change nothing else about the episode.
+        return drawn | {"edits": np.array(float(rng.integers(2**32)))}
+
+    def _scene(self, variation: Variation) -> str:
+        around = Surroundings.of(variation)
+        physics = solver(self.config.physics)
+        root, world = build_scene(physics, around.light, around.camera_shift)
+        self.task.add_objects(world, variation)
+        rng = np.random.default_rng(int(variation["edits"]))
+        for edit in self.edits:
+            edit(root, rng)
+        return to_xml(root)
+
+    def _judge(self) -> bool:
+        """Go on to the next stage if it is reached; whether success counts at this step."""
+        stages = len(self.task.stages)
+        if self.stage < stages and self.task.reached(self.world, self.stage):
+            self.stage += 1
+        return self.stage == stages and self.task.success(self.world)
+
     def _observe(self) -> Observation:
-        observation: Observation = {}
-        for field in CAMERA_FIELDS:
-            observation[field] = self._cameras.render(field)
+        self.task.show(self.world, self._variation, self._steps)
+        observation = self._cameras.observe()
         for arm in ARMS:
             observation[f"q_{arm}"] = self.world.joints(arm).astype(np.float32)
             observation[f"grip_q_{arm}"] = np.array(self.world.closure(arm), np.float32)
@@ -169,45 +200,50 @@ class TwoArmEnv(gymnasium.Env[Observation, Action]):
             "instruction": self.instruction,
         }
 
-    def _require_shapes(self, given: dict[str, tuple[int, ...]]) -> None:
-        drawn = self.task.draw(np.random.default_rng(0))
-        known = {name: array.shape for name, array in drawn.items()}
-        known |= {"physics": self.world.state().shape, "counters": (2,)}
-        if given != known:
-            raise SimulationError(
-                "state",
-                f"entries with shapes {known}",
-                str(given),
-                "It was saved by another task or version",
-            )
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        known = {name: array.shape for name, array in self._draws.items()}
+        return known | {"physics": self.world.state().shape, "counters": (3,)}
 
     def _require_reset(self) -> None:
         if not self._variation:
             raise SimulationError("environment", "a reset first", "none so far")
 
 
-def make_env(config: TaskConfig | None = None, render_mode: str | None = None) -> TwoArmEnv:
-    """The environment of the task that ``config`` describes."""
-    return TwoArmEnv(config, render_mode)
+def make_env(config: TaskConfig | None = None, render_mode: str | None = None) -> RobotEnv:
+    """The environment that ``config`` describes; the lift task if left out.
+
+    Raises:
+        RegistryError: there is no such task.
+    """
+    config = config or TaskConfig()
+    return TASKS.get(config.name).make(config, render_mode)
 
 
-def _resolve(config: TaskConfig) -> tuple[TaskConfig, Task]:
-    """The task, and its full settings if only those of the base class were given."""
-    kind = TASKS.get(config.name)
+def _resolve(config: TaskConfig) -> tuple[TwoArmTaskConfig, Task]:
+    """The task, and its full settings if only those of a base class were given."""
+    kind: Any = TASKS.get(config.name)
     if not isinstance(config, kind.Config):
         config = kind.Config.model_validate(config.model_dump(exclude_unset=True))
-    return config, kind(config)
+    task: Task = kind(config)
+    return task.config, task
 
 
-def _observation_space(height: int, width: int) -> gymnasium.Space[Any]:
-    picture = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
+def _require_shapes(given: dict[str, tuple[int, ...]], known: dict[str, tuple[int, ...]]) -> None:
+    if given != known:
+        raise SimulationError(
+            "state",
+            f"entries with shapes {known}",
+            str(given),
+            "It was saved by another task or version",
+        )
+
+
+def _observation_space(cameras: dict[str, gymnasium.Space[Any]]) -> gymnasium.Space[Any]:
     low, high = np.array([joint.limits for joint in JOINTS], np.float32).T
     angles = gymnasium.spaces.Box(low - _SLACK_RAD, high + _SLACK_RAD, dtype=np.float32)
     closure = gymnasium.spaces.Box(0.0, 1.0, (), np.float32)
-    spaces: dict[str, gymnasium.Space[Any]] = dict.fromkeys(CAMERA_FIELDS, picture)
-    spaces |= {f"q_{arm}": angles for arm in ARMS}
-    spaces |= {f"grip_q_{arm}": closure for arm in ARMS}
-    return gymnasium.spaces.Dict(spaces)
+    spaces = {**cameras, **{f"q_{arm}": angles for arm in ARMS}}
+    return gymnasium.spaces.Dict(spaces | {f"grip_q_{arm}": closure for arm in ARMS})
 
 
 def _action_space() -> gymnasium.spaces.Box[np.float32]:

@@ -30,14 +30,21 @@ class InverseKinematics:
     """
 
     def __init__(self, world: World) -> None:
-        self._model = world.model
-        self._data: Any = mujoco.MjData(world.model)
-        self._arms = world.arms
-        self._position_jacobian = np.zeros((3, world.model.nv))
-        self._rotation_jacobian = np.zeros((3, world.model.nv))
+        self._world = world
+        self._follow()
+
+    def _follow(self) -> None:
+        """Take over the world's present scene."""
+        self._model = self._world.model
+        self._data: Any = mujoco.MjData(self._model)
+        self._arms = self._world.arms
+        self._position_jacobian = np.zeros((3, self._model.nv))
+        self._rotation_jacobian = np.zeros((3, self._model.nv))
 
     def tool(self, arm: str, joints: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Position, float[3] m, and rotation, float[3, 3], of the tool at ``joints``."""
+        if self._model is not self._world.model:
+            self._follow()
         self._data.qpos[self._arms[arm].joints] = joints
         mujoco.mj_kinematics(self._model, self._data)
         site = self._arms[arm].tool
@@ -52,8 +59,7 @@ class InverseKinematics:
         Raises:
             SimulationError: they would miss the position by more than 5 mm.
         """
-        address = self._arms[arm]
-        low, high = address.limits.T
+        low, high = self._world.arms[arm].limits.T
         joints = np.clip(start, low, high)
         for _ in range(_ITERATIONS):
             error = self._error(arm, joints, position, rotation)

@@ -9,11 +9,12 @@ the table top between the arms. Metres, radians, kilograms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import NDArray
 
 from teamvla.contract import Arm, Camera, Contract, Link, Vector
 
@@ -25,8 +26,6 @@ BASES: dict[str, Vector] = {"a": (0.0, 0.30, 0.0), "b": (0.0, -0.30, 0.0)}
 TOOL: Vector = (0.085, 0.0, 0.0)  # between the finger tips, in the frame of the last link
 HOME = (0.0, -0.6, 1.3, 0.0, 0.87, 0.0)  # gripper pointing straight down
 MAX_OPENING = 0.042  # travel of one finger, m
-TIMESTEP_S = 0.005
-SUBSTEPS = 10  # physics steps of one control step
 CONTROL_HZ = 20.0
 
 SUN_POSITION: Vector = (0.75, -0.45, 1.9)
@@ -78,12 +77,16 @@ JOINTS = (
 
 @dataclass(frozen=True)
 class View:
-    """A fixed camera: where it stands, what it looks at (m, world) and its field of view."""
+    """A camera: where it stands, what it looks at (m) and its field of view.
+
+    Places are in the world's frame, or in that of the body it is mounted on.
+    """
 
     name: str
     position: Vector
     target: Vector
     fovy_deg: float
+    body: str = ""
 
 
 #: The arms' cameras stand between them and above, where no arm hides its own work.
@@ -91,8 +94,32 @@ CAMERA_FIELDS = ("rgb_a", "rgb_b")
 VIEWS = (
     View("rgb_a", (0.05, 0.02, 0.85), (0.45, 0.15, 0.03), 48.0),
     View("rgb_b", (0.05, -0.02, 0.85), (0.45, -0.15, 0.03), 48.0),
+    View("rgb_top", (0.42, 0.0, 1.35), (0.421, 0.0, 0.0), 48.0),
     View("overview", (1.55, -0.95, 1.02), (0.27, -0.03, 0.06), 41.0),
+    View("rgb_wrist_a", (-0.02, 0.0, 0.07), (0.085, 0.0, 0.0), 75.0, "a_l6"),
+    View("rgb_wrist_b", (-0.02, 0.0, 0.07), (0.085, 0.0, 0.0), 75.0, "b_l6"),
 )
+
+
+@dataclass(frozen=True)
+class Physics:
+    """How the solver steps: one physics step in s, and MuJoCo's name of the integrator."""
+
+    timestep_s: float = 0.005
+    integrator: str = "implicitfast"
+
+    @property
+    def substeps(self) -> int:
+        """Physics steps of one control step."""
+        return round(1.0 / (CONTROL_HZ * self.timestep_s))
+
+
+@dataclass(frozen=True)
+class Light:
+    """The one light: where it hangs (m, world) and how bright it is, 0..1."""
+
+    position: Vector = SUN_POSITION
+    strength: float = SUN_STRENGTH
 
 
 def add(parent: Element, tag: str, **attributes: object) -> Element:
@@ -101,39 +128,48 @@ def add(parent: Element, tag: str, **attributes: object) -> Element:
     return ElementTree.SubElement(parent, tag, named)
 
 
-def paint(colour: Sequence[float]) -> tuple[float, ...]:
+def paint(colour: Sequence[float] | NDArray[np.float64]) -> tuple[float, ...]:
     """An opaque rgba from a colour in 0..1."""
     return (*colour, 1.0)
 
 
-def scene_xml(add_objects: Callable[[Element], None]) -> str:
-    """MJCF of the table, both arms, the cameras and whatever ``add_objects`` puts in.
+def build_scene(
+    physics: Physics, light: Light, camera_shift: Mapping[str, Vector]
+) -> tuple[Element, Element]:
+    """The table, both arms and the cameras: the MJCF's root and its worldbody.
+
+    Geoms that are put in to be grasped use the default class ``object``.
 
     Args:
-        add_objects: appends the task's bodies to the world; geoms meant to be grasped
-            use the default class ``object``.
+        camera_shift: camera -> how far it stands from its place, m.
     """
     root = ElementTree.Element("mujoco", model="two_arm")
-    _add_physics(root)
+    _add_physics(root, physics)
     world = add(root, "worldbody")
-    _add_room(root, world)
-    for view in VIEWS:
-        add(world, "camera", name=view.name, **_aim(view))
+    _add_room(root, world, light)
     for arm in ARMS:
         _add_arm(world, arm)
-    add_objects(world)
+    for view in VIEWS:
+        shift = camera_shift.get(view.name, (0.0, 0.0, 0.0))
+        x, y, z = (place + moved for place, moved in zip(view.position, shift, strict=True))
+        _add_camera(world, replace(view, position=(x, y, z)))
     _add_drives(root)
+    return root, world
+
+
+def to_xml(root: Element) -> str:
+    """The MJCF as text."""
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def two_arm_contract(height: int, width: int) -> Contract:
+def two_arm_contract(height: int, width: int, fields: Sequence[str] = CAMERA_FIELDS) -> Contract:
     """The contract of this embodiment with cameras of ``height`` x ``width`` pixels."""
     links = tuple(
         Link(joint=j.name, offset=j.offset, axis=j.axis, limits=j.limits, radius=j.radius)
         for j in JOINTS
     )
     arms = tuple(Arm(name=arm, base=BASES[arm], links=links, tool=TOOL) for arm in ARMS)
-    cameras = tuple(Camera(field=field, height=height, width=width) for field in CAMERA_FIELDS)
+    cameras = tuple(Camera(field=field, height=height, width=width) for field in fields)
     return Contract(control_hz=CONTROL_HZ, arms=arms, cameras=cameras)
 
 
@@ -147,23 +183,25 @@ def _text(value: object) -> str:
     return repr(value)
 
 
-def _aim(view: View) -> dict[str, object]:
+def _add_camera(world: Element, view: View) -> None:
+    home = world.find(f".//body[@name='{view.body}']") if view.body else world
+    assert home is not None
     back = np.subtract(view.position, view.target)
     back /= np.linalg.norm(back)
     right = np.cross((0.0, 0.0, 1.0), back)
     right /= np.linalg.norm(right)
     axes = (*right, *np.cross(back, right))
-    return {"pos": view.position, "xyaxes": axes, "fovy": view.fovy_deg}
+    add(home, "camera", name=view.name, pos=view.position, xyaxes=axes, fovy=view.fovy_deg)
 
 
-def _add_physics(root: Element) -> None:
+def _add_physics(root: Element, physics: Physics) -> None:
     """Solver and defaults under which friction grasps hold: elliptic cones, impratio 10."""
     add(root, "compiler", angle="radian", autolimits=True)
     option = add(
         root,
         "option",
-        timestep=TIMESTEP_S,
-        integrator="implicitfast",
+        timestep=physics.timestep_s,
+        integrator=physics.integrator,
         cone="elliptic",
         impratio=10,
     )
@@ -181,16 +219,16 @@ def _add_physics(root: Element) -> None:
     add(thing, "geom", friction=(1.0, 0.01, 0.0005), **_SKIN)
 
 
-def _add_room(root: Element, world: Element) -> None:
+def _add_room(root: Element, world: Element, light: Light) -> None:
     sky = {"type": "skybox", "builtin": "gradient", "width": 64, "height": 384}
     add(add(root, "asset"), "texture", name="sky", **sky, rgb1=SKY, rgb2=GROUND)
     add(
         world,
         "light",
         name="sun",
-        pos=SUN_POSITION,
+        pos=light.position,
         dir=(0.1, -0.2, -1.0),
-        diffuse=(SUN_STRENGTH,) * 3,
+        diffuse=(light.strength,) * 3,
         specular=(0.0,) * 3,
         cutoff=90,
         exponent=0,

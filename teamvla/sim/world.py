@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teamvla.errors import SimulationError
-from teamvla.sim.scene import ARMS, HOME, JOINTS, MAX_OPENING, SUBSTEPS
+from teamvla.sim.scene import ARMS, CONTROL_HZ, HOME, JOINTS, MAX_OPENING
 
 _LOG = logging.getLogger(__name__)
 # Left alone, MuJoCo appends its warnings to MUJOCO_LOG.TXT in whatever folder one works in.
@@ -51,7 +51,10 @@ class ArmAddress:
 class World:
     """The physics of one environment.
 
-    After :meth:`reset`, :meth:`advance` and :meth:`restore`, all derived quantities
+    Every episode has a scene of its own: :meth:`load` compiles it. So whatever one episode
+    changed is gone in the next, and nobody may keep ``model`` or ``data`` beyond an episode.
+
+    After :meth:`settle`, :meth:`advance` and :meth:`restore`, all derived quantities
     (poses, contacts) belong to the current positions.
 
     Args:
@@ -63,18 +66,26 @@ class World:
         arms: the addresses of ``a`` and ``b``.
     """
 
+    model: Any
+    data: Any
+
     def __init__(self, xml: str) -> None:
-        self.model: Any = mujoco.MjModel.from_xml_string(xml)
-        self.data: Any = mujoco.MjData(self.model)
-        self.arms = {arm: self._address(arm) for arm in ARMS}
-        count = self.model.ngeom
-        self._geom_ids = {self.model.geom(index).name: index for index in range(count)}
-        self._masses = self.model.body_mass.copy()
-        self._inertias = self.model.body_inertia.copy()
-        self._scratch: Any = mujoco.MjData(self.model)
+        self._xml = ""
+        self.load(xml)
+
+    def load(self, xml: str) -> None:
+        """Compile a scene, which takes about 2 ms, unless it is the present one."""
+        if xml != self._xml:
+            self.model = mujoco.MjModel.from_xml_string(xml)
+            self.data = mujoco.MjData(self.model)
+            self.arms = {arm: self._address(arm) for arm in ARMS}
+            count = self.model.ngeom
+            self._geom_ids = {self.model.geom(index).name: index for index in range(count)}
+            self._substeps = round(1.0 / (CONTROL_HZ * self.model.opt.timestep))
+            self._xml = xml
 
     def reset(self) -> None:
-        """Arms at home with open grippers, everything else where the scene puts it, at rest."""
+        """Arms at home with open grippers, everything else where its scene puts it, at rest."""
         mujoco.mj_resetData(self.model, self.data)
         for address in self.arms.values():
             self.data.qpos[address.joints] = HOME
@@ -87,7 +98,7 @@ class World:
         mujoco.mj_step1(self.model, self.data)
 
     def advance(self) -> None:
-        """One control step: SUBSTEPS physics steps under the present command.
+        """One control step of 50 ms under the present command.
 
         Raises:
             SimulationError: the state is not finite any more.
@@ -96,7 +107,7 @@ class World:
         # first half of the first step was done at the end of the last call: so poses and
         # contacts are never a step behind, at no cost.
         mujoco.mj_step2(self.model, self.data)
-        mujoco.mj_step(self.model, self.data, SUBSTEPS - 1)
+        mujoco.mj_step(self.model, self.data, self._substeps - 1)
         mujoco.mj_step1(self.model, self.data)
         if not (np.isfinite(self.data.qpos).all() and np.isfinite(self.data.qvel).all()):
             raise SimulationError(
@@ -147,22 +158,18 @@ class World:
         upright = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
         self.data.qpos[start : start + 7] = (*position, *upright)
 
-    def set_mass(self, body: str, factor: float) -> None:
-        """Scale mass and inertia of a body to ``factor`` times what the scene says."""
-        index = self.model.body(body).id
-        self.model.body_mass[index] = self._masses[index] * factor
-        self.model.body_inertia[index] = self._inertias[index] * factor
-        # Without this, centres of mass are wrong by the change and the physics diverges.
-        mujoco.mj_setConst(self.model, self._scratch)
+    def push(self, body: str, velocity: FloatArray) -> None:
+        """Add ``velocity``, float[3] m/s, to that of a free body."""
+        start = self.model.jnt_dofadr[self.model.body(body).jntadr[0]]
+        self.data.qvel[start : start + 3] += velocity
+
+    def slide(self, joint: str) -> float:
+        """Position of a sliding joint, m."""
+        return float(self.data.qpos[self.model.jnt_qposadr[self.model.joint(joint).id]])
 
     def set_colour(self, geom: str, colour: FloatArray) -> None:
         """Paint a geom, float[3] in 0..1."""
         self.model.geom(geom).rgba[:3] = np.clip(colour, 0.0, 1.0)
-
-    def set_light(self, position: FloatArray, strength: float) -> None:
-        """Move the light (m, world) and set how bright it is, 0..1."""
-        self.model.light_pos[0] = position
-        self.model.light_diffuse[0] = strength
 
     def geoms(self, *names: str) -> frozenset[int]:
         """Ids of the named geoms."""

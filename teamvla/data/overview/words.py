@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from teamvla.contract import Arm
+from teamvla.contract import Arm, Contract
 from teamvla.data.overview.spread import Spread
 from teamvla.data.overview.survey import Group
 
@@ -72,14 +72,24 @@ def contract_facts(group: Group) -> list[tuple[str, str]]:
     contract = group.contract
     if contract is None:
         return [("contract", "none in these files")]
-    actions = contract.action.replace("_", " ")
+    actions = contract.action.replace("_", " ") if contract.arms else "no arms"
     arms = [f"{arm.name} ({arm.num_joints} joints)" for arm in contract.arms]
     cameras = [f"{one.field} {one.height} x {one.width}" for one in contract.cameras]
     return [
         ("contract", f"{contract.embodiment}, {contract.control_hz:g} Hz, {actions}"),
         ("arms", ", ".join(arms) or "none"),
         ("cameras", ", ".join(cameras) or "none"),
+        *((f"{role}s", "; ".join(told)) for role, told in _signals(contract).items()),
     ]
+
+
+def _signals(contract: Contract) -> dict[str, list[str]]:
+    """The contract's signals in words, by role; no role without any."""
+    told: dict[str, list[str]] = {}
+    for signal in contract.signals:
+        kind = str(signal).removeprefix(f"{signal.role} ")
+        told.setdefault(signal.role, []).append(f"{signal.field} {kind}")
+    return told
 
 
 def joint_names(arm: Arm | None, count: int) -> list[str]:

@@ -107,6 +107,14 @@ class Structure:
             step = int(np.searchsorted(column.offsets, bad.argmax(), "right")) - 1
             got = f"NaN or infinity in {int(bad.sum())} rows"
             yield step, SchemaError(name, "finite numbers", got, code="E107")
+        spec = spec_of(name, self._specs)
+        if spec is None or not spec.is_bounded or rows.dtype != spec.dtype or not len(rows):
+            return
+        bad = spec.outside(rows).reshape(len(rows), -1).any(axis=1)
+        if bad.any():
+            step = int(np.searchsorted(column.offsets, bad.argmax(), "right")) - 1
+            got = f"others in {int(bad.sum())} rows"
+            yield step, SchemaError(name, f"values {spec.span}", got, code="E108")
 
     def _shape_at_least(self, name: str) -> None:
         """What is damaged may still have a header, and then counts as being there."""
@@ -206,17 +214,17 @@ class Structure:
 def _check_values(name: str, array: np.ndarray, spec: FieldSpec) -> Problems:
     if array.dtype.kind == "U":
         yield from _first(array == "", name, "text", array, "E109")
-    if array.dtype.kind != "f" or not spec.finite:
-        return
-    if not np.isfinite(array).all():
-        steps = array.reshape(len(array), -1)
-        finite = np.isfinite(steps)
-        worst = np.take_along_axis(steps, finite.argmin(axis=1)[:, None], axis=1)[:, 0]
-        yield from _first(~finite.all(axis=1), name, "finite numbers", worst, "E107")
-    if spec.low is not None and spec.high is not None:
-        outside = (array < spec.low) | (array > spec.high)  # NaN is neither
-        expected = f"values in [{spec.low:g}, {spec.high:g}]"
-        yield from _first(outside, name, expected, array, "E108")
+    steps = array.reshape(len(array), -1)
+    if array.dtype.kind == "f" and spec.finite and not (finite := np.isfinite(steps)).all():
+        yield from _worst(~finite, name, "finite numbers", steps, "E107")
+    if spec.is_bounded:
+        yield from _worst(spec.outside(steps), name, f"values {spec.span}", steps, "E108")
+
+
+def _worst(wrong: np.ndarray, name: str, expected: str, steps: np.ndarray, code: str) -> Problems:
+    """The problem of bool[T, D], with the first value at fault of the first such step."""
+    values = np.take_along_axis(steps, wrong.argmax(axis=1)[:, None], axis=1)[:, 0]
+    yield from _first(np.asarray(wrong.any(axis=1)), name, expected, values, code)
 
 
 def _check_json(path: Path, name: str, array: np.ndarray) -> Problems:

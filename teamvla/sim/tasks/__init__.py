@@ -1,5 +1,5 @@
 """Tasks of the two-arm environment."""
 
-from teamvla.sim.tasks.base import TASKS, CameraConfig, Task, TaskConfig
+from teamvla.sim.tasks.base import TASKS, CameraConfig, Task, TaskConfig, TwoArmTaskConfig
 
-__all__ = ["TASKS", "CameraConfig", "Task", "TaskConfig"]
+__all__ = ["TASKS", "CameraConfig", "Task", "TaskConfig", "TwoArmTaskConfig"]

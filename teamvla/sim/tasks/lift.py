@@ -10,8 +10,8 @@ from pydantic import Field
 
 from teamvla.config.settings import Settings
 from teamvla.sim.experts import CLOSED, OPEN, Move, Target
-from teamvla.sim.scene import ARMS, SUN_POSITION, SUN_STRENGTH, Element, add, paint
-from teamvla.sim.tasks.base import Factor, Phrasing, Span, Task, TaskConfig, Variation
+from teamvla.sim.scene import ARMS, Element, add, paint
+from teamvla.sim.tasks.base import Factor, Phrasing, Span, Task, TwoArmTaskConfig, Variation
 
 if TYPE_CHECKING:
     from teamvla.sim.world import FloatArray, World
@@ -40,7 +40,7 @@ class LiftReward(Settings):
     )
 
 
-class LiftConfig(TaskConfig):
+class LiftConfig(TwoArmTaskConfig):
     """The lift task. Spans are the ends of a uniform distribution."""
 
     instructions: tuple[Phrasing, ...] = Field(
@@ -60,10 +60,9 @@ class LiftConfig(TaskConfig):
     tray_colour: float = Field(
         default=0.08, ge=0, le=0.3, description="Greatest change of each channel."
     )
-    light_shift: float = Field(
-        default=0.25, ge=0, le=1, description="Greatest shift of the light, m."
+    tray_size: Factor = Field(
+        default=(0.9, 1.1), description="Factor on the tray's width of 10 cm."
     )
-    light_level: Factor = Field(default=(0.9, 1.1), description="Factor on the light's strength.")
     rise: float = Field(
         default=0.12, gt=0, description="Rise of the tray that counts as lifted, m."
     )
@@ -85,44 +84,41 @@ class LiftTask(Task):
     distance in m from a tool to its handle.
     """
 
-    Config: ClassVar[type[TaskConfig]] = LiftConfig
+    Config: ClassVar[type[TwoArmTaskConfig]] = LiftConfig
+    objects: ClassVar[tuple[str, ...]] = ("tray",)
+    paraphrases: ClassVar[tuple[str, ...]] = (
+        "hoist the tray, one hand at each end",
+        "take the tray up from the table",
+        "get the tray into the air using both grippers",
+    )
     config: LiftConfig
-
-    def add_objects(self, world: Element) -> None:
-        tray = add(world, "body", name="tray", pos=(0.42, 0.0, _REST_Z))
-        add(tray, "freejoint")
-        plate = {"size": (0.05, 0.17, 0.012), "mass": 0.25, "rgba": paint(_TRAY_COLOUR)}
-        add(tray, "geom", name="tray", class_="object", type="box", **plate)
-        inset = {"size": (0.040, 0.155, 0.012), "pos": (0.0, 0.0, 0.0006), "mass": 0}
-        look = {"contype": 0, "conaffinity": 0, "rgba": paint(_TRAY_COLOUR)}
-        add(tray, "geom", name="tray_inset", type="box", **inset, **look)
-        for arm in ARMS:
-            block = {"size": (0.014, 0.03, 0.022), "pos": (0.0, _HANDLE_Y[arm], 0.012)}
-            look = {"mass": 0.05, "rgba": paint(_HANDLE_COLOUR[arm])}
-            name = f"handle_{arm}"
-            add(tray, "geom", name=name, class_="object", type="box", **block, **look)
 
     def draw(self, rng: np.random.Generator) -> Variation:
         config = self.config
         spans = (config.tray_x, config.tray_y, config.tray_yaw)
         return {
-            "instruction": np.array(float(rng.integers(len(config.instructions)))),
             "tray_pose": np.array([rng.uniform(*span) for span in spans]),
             "tray_mass": np.array(rng.uniform(*config.tray_mass)),
             "tray_colour": _TRAY_COLOUR + config.tray_colour * rng.uniform(-1, 1, 3),
-            "light": SUN_POSITION + config.light_shift * rng.uniform(-1, 1, 3),
-            "light_level": np.array(rng.uniform(*config.light_level)),
+            "tray_size": np.array(rng.uniform(*config.tray_size)),
         }
 
-    def vary(self, world: World, variation: Variation) -> None:
-        world.set_mass("tray", float(variation["tray_mass"]))
-        world.set_colour("tray", variation["tray_colour"])
-        world.set_colour("tray_inset", 0.8 * variation["tray_colour"])
-        world.set_light(variation["light"], SUN_STRENGTH * float(variation["light_level"]))
-
-    def place(self, world: World, variation: Variation) -> None:
+    def add_objects(self, world: Element, variation: Variation) -> None:
         x, y, yaw = variation["tray_pose"]
-        world.place("tray", np.array([x, y, _REST_Z]), float(yaw))
+        mass, scale = float(variation["tray_mass"]), float(variation["tray_size"])
+        colour = np.clip(variation["tray_colour"], 0.0, 1.0)
+        tray = add(world, "body", name="tray", pos=(x, y, _REST_Z), euler=(0.0, 0.0, yaw))
+        add(tray, "freejoint")
+        plate = {"size": (0.05 * scale, 0.17, _REST_Z), "mass": 0.25 * mass}
+        add(tray, "geom", name="tray", class_="object", type="box", **plate, rgba=paint(colour))
+        inset = {"size": (0.04 * scale, 0.155, _REST_Z), "pos": (0.0, 0.0, 0.0006)}
+        look = {"contype": 0, "conaffinity": 0, "mass": 0, "rgba": paint(0.8 * colour)}
+        add(tray, "geom", name="tray_inset", type="box", **inset, **look)
+        for arm in ARMS:
+            block = {"size": (0.014, 0.03, 0.022), "pos": (0.0, _HANDLE_Y[arm], 0.012)}
+            look = {"mass": 0.05 * mass, "rgba": paint(_HANDLE_COLOUR[arm])}
+            name = f"handle_{arm}"
+            add(tray, "geom", name=name, class_="object", type="box", **block, **look)
 
     def success(self, world: World) -> bool:
         config = self.config
@@ -132,7 +128,7 @@ class LiftTask(Task):
         slow = world.speed("tray") < config.max_speed
         return bool(high and level and slow and self._held(world) and not self._resting(world))
 
-    def reward(self, world: World) -> float:
+    def reward(self, world: World, stage: int) -> float:
         weights = self.config.reward
         position, rotation = world.pose("tray")
         gaps = [

@@ -1,0 +1,77 @@
+"""Noise on the commands that are executed, a function of the episode's seed and commands alone.
+
+What is stored is the expert's clean command, so that the data show how to come back from
+where a learned policy will drift to (DART: Laskey et al., CoRL 2017). Because nothing else
+decides the noise, a replay can lay the very same noise over the stored commands again.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from teamvla.config import Settings
+from teamvla.contract import Contract
+
+_SMOOTHING = 0.7
+_IN_RADIANS = ("absolute_joint_position", "delta_joint_position")
+
+
+class NoiseConfig(Settings):
+    """Ornstein-Uhlenbeck noise on executed joint targets, faded out where the arms hold still."""
+
+    sigma: float = Field(default=0.03, ge=0, description="Standard deviation, rad; 0: none.")
+    correlation: float = Field(default=0.85, ge=0, lt=1, description="From one tick to the next.")
+    full_speed: float = Field(
+        default=0.02, gt=0, description="Step of a joint command, rad, at full noise."
+    )
+
+
+def joint_places(contract: Contract) -> list[slice]:
+    """Where each arm's joint targets stand in the joined command.
+
+    Empty where noise in rad has no meaning: without arms, and for commands in metres.
+    """
+    if contract.action not in _IN_RADIANS:
+        return []
+    sizes = [arm.num_joints for arm in contract.arms]
+    starts = accumulate((size + 1 for size in sizes[:-1]), initial=0)
+    return [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
+
+
+class ActionNoise:
+    """The noise of one episode; called with each joined command in turn."""
+
+    def __init__(self, config: NoiseConfig, rng: np.random.Generator, contract: Contract) -> None:
+        self._config, self._rng = config, rng
+        self._arms = joint_places(contract)
+        self._is_delta = contract.action == "delta_joint_position"
+        self._noise = np.zeros(contract.action_dim)
+        self._gains = np.zeros(len(self._arms))
+        self._previous: NDArray[np.float64] | None = None
+
+    def __call__(self, command: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The command to execute: grippers and signals as they are, joints disturbed."""
+        keep = self._config.correlation
+        fresh = self._rng.standard_normal(len(command))
+        self._noise = keep * self._noise + np.sqrt(1 - keep**2) * fresh
+        self._gains = _SMOOTHING * self._gains + (1 - _SMOOTHING) * self._speeds(command)
+        noisy = np.array(command, np.float64)
+        for joints, gain in zip(self._arms, self._gains, strict=True):
+            noisy[joints] += self._config.sigma * gain * self._noise[joints]
+        return noisy.astype(command.dtype)
+
+    def _speeds(self, command: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Share of full speed at which each arm's fastest joint is told to move."""
+        joints = np.array(command, np.float64)
+        moved = joints if self._is_delta else joints - self._before(joints)
+        steps = [np.abs(moved[arm]).max() for arm in self._arms]
+        return np.minimum(1.0, np.array(steps) / self._config.full_speed)
+
+    def _before(self, joints: NDArray[np.float64]) -> NDArray[np.float64]:
+        before = joints if self._previous is None else self._previous
+        self._previous = joints
+        return before

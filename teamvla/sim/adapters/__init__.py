@@ -1,0 +1,1 @@
+"""Other people's Gymnasium environments, behind the interface of this simulator."""
