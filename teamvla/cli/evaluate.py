@@ -1,23 +1,60 @@
-"""``teamvla eval``: closed-loop rollouts of a checkpoint."""
+"""``teamvla eval``: closed-loop rollouts of a checkpoint, or of anything else that acts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Checkpoint, Device, Seed, Set, Workers, command_line, out_option
+from teamvla.cli.options import (
+    Device,
+    EnvId,
+    Seed,
+    Set,
+    TaskName,
+    Workers,
+    command_line,
+    load_task,
+    out_option,
+    stands_alone,
+)
+from teamvla.errors import ConfigError
 from teamvla.files import check_folder, write_json
 from teamvla.interrupts import graceful_stop
 
 if TYPE_CHECKING:
-    from teamvla.evaluation.suites import Score
+    from teamvla.config import Project
+    from teamvla.evaluation.comparison import Comparison
+    from teamvla.evaluation.suites import OpenActor, Score, Suite
 
 
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="[CKPT]", help="A checkpoint file.")
+    ] = None,
+    actor: Annotated[
+        str | None,
+        typer.Option(
+            "--actor",
+            metavar="NAME",
+            help="In place of a checkpoint: expert, nothing, random or MODULE:CLASS.",
+        ),
+    ] = None,
+    task: TaskName = None,
+    env: EnvId = None,
+    perturb: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--perturb",
+            metavar="NAME[=STRENGTH]",
+            help="Play the same states again, made harder; repeatable, A+B is both at once, "
+            "all is each alone.",
+        ),
+    ] = None,
     episodes: Annotated[
         int | None, typer.Option("--episodes", "-n", min=1, help="Initial states to try.")
     ] = None,
@@ -34,68 +71,164 @@ def evaluate(
     """Roll a checkpoint out from a fixed list of unseen initial states.
 
     The states are never shared with recording or with the ranking of checkpoints,
-    and results do not depend on the number of workers.
+    and results do not depend on the number of workers. Without --task and --env it is
+    the task that the checkpoint was trained for.
     """
-    from teamvla.evaluation.pictures import choose, film, remove_pictures, save_pictures
-    from teamvla.evaluation.policies import PolicyFromCheckpoint
-    from teamvla.evaluation.suites import EvaluationConfig, Suite
-    from teamvla.evaluation.suites import evaluate as evaluate_closed_loop
-    from teamvla.models.device import resolve_device
-    from teamvla.sim.tasks import TaskConfig
-
-    where = str(resolve_device("cpu" if device is None else device))
-    actor = PolicyFromCheckpoint(checkpoint, where, tuple(set_ or ()))
-    project = actor.project()
-    config = project.section("evaluation", EvaluationConfig)
-    suite = Suite(project.section("task", TaskConfig), seed if seed is not None else 0)
-    episodes = episodes or config.episodes
-    folder = check_folder(
-        out or checkpoint.parent / f"eval_{checkpoint.stem}_s{suite.seed}_n{episodes}"
-    )
-    workers = workers or config.workers
+    plan = _plan(checkpoint, actor, task, env, perturb, episodes, seed, workers, out, device, set_)
     with graceful_stop() as stop:
-        score = evaluate_closed_loop(
-            suite, actor, episodes, workers=workers, stop=lambda: bool(stop)
-        )
-        data: dict[str, Any] = {"checkpoint": str(checkpoint), "task": suite.task.name}
-        data |= {"seed": suite.seed, **score.to_dict(), "min_success": min_success}
-        data |= {"out": str(folder), "pictures": {}}
-        if score.episodes < episodes:
-            return Result(
-                "teamvla.eval/1",
-                data | {"out": None},
-                human=lambda style: f"{style.bold('stopped')}   {score}; no report was written",
-                next_command=command_line(
-                    "eval", checkpoint, episodes=episodes, seed=seed, workers=workers, out=out,
-                    device=device, min_success=min_success, set_=set_,
-                ),
-                exit_code=stop.exit_code,
-            )  # fmt: skip
-        # The numbers are safe before the pictures, which take time and can be made again.
-        remove_pictures(folder)
-        write_json(folder / "report.json", data)
-        if config.pictures:
-            chosen = choose(score, config.pictures)
-            films = film(suite, actor, chosen, workers=workers, stop=lambda: bool(stop))
-            if not stop:
-                data["pictures"] = save_pictures(films, folder)
-                write_json(folder / "report.json", data)
+        outcome = plan.run(lambda: bool(stop))
+    data = {**outcome.data, "min_success": min_success}
+    if outcome.score.episodes < plan.episodes or len(outcome.compared) < len(plan.changes):
+        return Result(
+            "teamvla.eval/1",
+            data | {"out": None},
+            human=lambda style: f"{style.bold('stopped')}   {outcome.score}; no report was written",
+            next_command=command_line(
+                "eval", *([] if checkpoint is None else [checkpoint]), actor=actor, task=task,
+                env=env, perturb=perturb, episodes=episodes, seed=seed, workers=workers, out=out,
+                device=device, min_success=min_success, set_=set_,
+            ),
+            exit_code=stop.exit_code,
+        )  # fmt: skip
     return Result(
         "teamvla.eval/1",
         data,
-        human=lambda style: _text(style, score, folder, data["pictures"], min_success),
-        next_command=command_line("ckpt-inspect", checkpoint),
-        exit_code=stop.exit_code or int(_below(score, min_success)),
+        human=lambda style: _text(style, outcome, data),
+        next_command=command_line("ckpt-inspect", checkpoint) if checkpoint else None,
+        exit_code=stop.exit_code or int(_below(outcome.score, min_success)),
     )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found; ``compared`` holds a row per perturbation."""
+
+    score: Score
+    compared: dict[str, Comparison]
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation that can be run: who plays, where, how often, and what is made harder."""
+
+    actor: OpenActor
+    suite: Suite
+    changes: dict[str, dict[str, float]]
+    episodes: int
+    workers: int
+    pictures: int
+    folder: Path | None
+    facts: dict[str, Any]
+
+    def run(self, stop: Callable[[], bool]) -> Outcome:
+        """Play every episode; the numbers are written before the pictures, which take time."""
+        from teamvla.evaluation.comparison import Comparison
+        from teamvla.evaluation.suites import evaluate as evaluate_closed_loop
+
+        def play(suite: Suite, name: str) -> Score:
+            return evaluate_closed_loop(
+                suite, self.actor, self.episodes, workers=self.workers, name=name, stop=stop
+            )
+
+        score, compared = play(self.suite, "evaluate"), {}
+        for name, strengths in self.changes.items():
+            if stop():
+                break
+            harder = play(replace(self.suite, perturbations=tuple(strengths.items())), name)
+            if harder.episodes == self.episodes:
+                compared[name] = Comparison(score, harder)
+        data = self.facts | score.to_dict() | {"out": None, "pictures": {}}
+        data["perturbations"] = {
+            name: {"strengths": self.changes[name], **one.to_dict()}
+            for name, one in compared.items()
+        }
+        if score.episodes == self.episodes and len(compared) == len(self.changes):
+            self._write(score, data, stop)
+        return Outcome(score, compared, data)
+
+    def _write(self, score: Score, data: dict[str, Any], stop: Callable[[], bool]) -> None:
+        from teamvla.evaluation.pictures import choose, film, remove_pictures, save_pictures
+
+        if self.folder is None:
+            return
+        data["out"] = str(self.folder)
+        remove_pictures(self.folder)
+        write_json(self.folder / "report.json", data)
+        if self.pictures:
+            chosen = choose(score, self.pictures)
+            films = film(self.suite, self.actor, chosen, workers=self.workers, stop=stop)
+            if not stop():
+                data["pictures"] = save_pictures(films, self.folder)
+                write_json(self.folder / "report.json", data)
+
+
+def _plan(
+    checkpoint: Path | None, actor: str | None, task: str | None, env: str | None,
+    perturb: list[str] | None, episodes: int | None, seed: int | None, workers: int | None,
+    out: Path | None, device: str | None, set_: list[str] | None,
+) -> Plan:  # fmt: skip
+    from teamvla.evaluation.suites import EvaluationConfig, Suite
+    from teamvla.sim.perturbations import perturbed
+    from teamvla.sim.tasks import TaskConfig
+
+    who, project, where = _who(checkpoint, actor, task, env, device, set_)
+    config = project.section("evaluation", EvaluationConfig)
+    suite = Suite(where.section("task", TaskConfig), 0 if seed is None else seed)
+    changes = _changes(perturb or [])
+    if changes:  # what does not fit is told before the first episode
+        probe = suite.open()
+        for strengths in changes.values():
+            perturbed(probe, strengths)
+        probe.close()
+    episodes = episodes or config.episodes
+    if out is None and checkpoint is not None:
+        out = checkpoint.parent / f"eval_{checkpoint.stem}_s{suite.seed}_n{episodes}"
+    folder = None if out is None else check_folder(out)
+    facts: dict[str, Any] = {"checkpoint": str(checkpoint) if checkpoint else None, "actor": actor}
+    facts |= {"task": suite.task.name, "seed": suite.seed}
+    return Plan(
+        who, suite, changes, episodes, workers or config.workers, config.pictures, folder, facts
+    )
+
+
+def _who(
+    checkpoint: Path | None, actor: str | None, task: str | None, env: str | None,
+    device: str | None, set_: list[str] | None,
+) -> tuple[OpenActor, Project, Project]:  # fmt: skip
+    """Who acts, the configuration of the evaluation, and that of the task."""
+    from teamvla.evaluation.policies import NamedActor, PolicyFromCheckpoint
+
+    if actor is not None:
+        mend = "Give one of both."
+        stands_alone("--actor", "no checkpoint and no --device beside it", mend, checkpoint, device)
+        project = load_task(task, env, None, set_)
+        return NamedActor(actor), project, project
+    if checkpoint is None:
+        raise ConfigError("eval", "a checkpoint, or --actor", "neither", "See teamvla eval -h.")
+    from teamvla.models.device import resolve_device
+
+    on = str(resolve_device("cpu" if device is None else device))
+    policy = PolicyFromCheckpoint(checkpoint, on, tuple(set_ or ()))
+    project = policy.project()
+    own = task is None and env is None
+    return policy, project, project if own else load_task(task, env, None, set_)
+
+
+def _changes(asked: list[str]) -> dict[str, dict[str, float]]:
+    """Strengths of each row, by what was asked for."""
+    from teamvla.sim.perturbations import PERTURBATIONS, parse_perturbations
+
+    rows = [name for text in asked for name in (PERTURBATIONS if text == "all" else [text])]
+    return {name: parse_perturbations(name) for name in rows}
 
 
 def _below(score: Score, minimum: float | None) -> bool:
     return minimum is not None and score.success_rate < minimum
 
 
-def _text(
-    style: Style, score: Score, folder: Path, pictures: dict[str, Any], minimum: float | None
-) -> str:
+def _text(style: Style, outcome: Outcome, data: dict[str, Any]) -> str:
+    score, minimum = outcome.score, data["min_success"]
     verdict = style.red if _below(score, minimum) else style.green
     lines = [f"{style.bold('success')}   {verdict(str(score))}"]
     if minimum is not None:
@@ -104,6 +237,24 @@ def _text(
         lines.append(
             f"{style.bold('steps')}     {score.mean_steps_to_success:.0f} to success, on average"
         )
-    lines.append(f"{style.bold('report')}    {folder / 'report.json'}")
-    lines += [f"{style.bold('picture')}   {path}" for path in pictures.values()]
+    lines += _table(style, outcome)
+    if data["out"]:
+        lines.append(f"{style.bold('report')}    {Path(data['out']) / 'report.json'}")
+    lines += [f"{style.bold('picture')}   {path}" for path in data["pictures"].values()]
     return "\n".join(lines)
+
+
+def _table(style: Style, outcome: Outcome) -> list[str]:
+    """A row per perturbation, each against the same states without it."""
+    if not outcome.compared:
+        return []
+    width = max(map(len, outcome.compared))
+    head = f"{'perturbation':<{max(width, 12)}}  success  change  95 % interval   lost  won      p"
+    lines = ["", style.bold(head)]
+    for name, one in outcome.compared.items():
+        low, high = one.interval
+        change = f"{100 * one.difference:+6.1f}  {100 * low:+6.1f}..{100 * high:+6.1f}"
+        counts = f"{one.lost:>5}{one.gained:>5}{one.p_value:>7.3f}"
+        row = f"{name:<{max(width, 12)}}  {100 * one.score.success_rate:6.1f}  {change}  {counts}"
+        lines.append(style.red(row) if high < 0 else row)
+    return [*lines, ""]

@@ -36,6 +36,12 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", "-w", min=1, help="Worker processes; same results. 1 by default."),
 ]
+TaskName = Annotated[
+    str | None, typer.Option("--task", "-t", help="What is done; lift by default.")
+]
+EnvId = Annotated[
+    str | None, typer.Option("--env", metavar="ID", help="Gymnasium id, in place of --task.")
+]
 Roots = Annotated[list[Path], typer.Argument(metavar="ROOT...", help="Folders of episodes.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint file.")]
 
@@ -69,6 +75,33 @@ def load_project(
     if logger.level == logging.INFO:
         logger.setLevel(project.session.log_level.upper())
     return project
+
+
+def load_task(
+    task: str | None,
+    env: str | None,
+    config: str | None,
+    overrides: Sequence[str] | None = None,
+    **session: Any,
+) -> Project:
+    """The configuration that ``--task``, ``--env`` or ``--config`` choose; lift without any.
+
+    Raises:
+        ConfigError: ``--env`` beside one of the others.
+        RegistryError: there is no environment of that id.
+    """
+    from teamvla.config import shipped_configs
+
+    if env is not None:
+        from teamvla.sim.adapters.ids import config_for
+
+        mend = "The id decides on both."
+        stands_alone("--env", "neither --task nor --config beside it", mend, task, config)
+        return load_project(config_for(env), overrides, **session)
+    name = config or task or "lift"
+    # A task without a shipped configuration is another package's, or mistyped: TASKS will tell.
+    shipped = config is not None or name in shipped_configs()
+    return load_project(name if shipped else None, overrides, **session).replace("task", name=task)
 
 
 def command_line(name: str, *arguments: object, **options: object) -> str:

@@ -13,18 +13,20 @@ from gymnasium.spaces import Box
 from teamvla import seeds
 from teamvla.data import find_episodes, read_episode, read_meta
 from teamvla.rollout import Actor, Observation
-from teamvla.sim import TwoArmEnv
+from teamvla.sim import RobotEnv
+from teamvla.sim.perturbations.signals import standing_still
 
 
-def expert(env: TwoArmEnv) -> Actor:
+def expert(env: RobotEnv) -> Actor:
     """The scripted expert, which sees the simulator's state."""
     return env.expert()
 
 
 class DoNothing:
-    """Holds the joints where the episode began, grippers open."""
+    """Holds the joints where the episode began, grippers open; other commands are 0."""
 
-    def __init__(self, env: TwoArmEnv) -> None:
+    def __init__(self, env: RobotEnv) -> None:
+        self._contract = env.contract
         self._hold: list[np.ndarray] | None = None
 
     def reset(self) -> None:
@@ -32,18 +34,19 @@ class DoNothing:
 
     def act(self, observation: Observation) -> Sequence[np.ndarray]:
         if self._hold is None:
-            arms = (observation["q_a"], observation["q_b"])
-            self._hold = [np.append(q, np.float32(0)).astype(np.float32) for q in arms]
+            still = standing_still(self._contract, observation)
+            still[self._contract.grippers] = 0.0
+            self._hold = self._contract.split_command(still)
         return self._hold
 
 
 class RandomActions:
     """Uniform in the action space, drawn anew at every step."""
 
-    def __init__(self, env: TwoArmEnv) -> None:
+    def __init__(self, env: RobotEnv) -> None:
         space = env.action_space
         assert isinstance(space, Box)
-        self._low, self._high = space.low, space.high
+        self._contract, self._low, self._high = env.contract, space.low, space.high
         self._rng: np.random.Generator | None = None
 
     def reset(self) -> None:
@@ -52,10 +55,15 @@ class RandomActions:
     def act(self, observation: Observation) -> Sequence[np.ndarray]:
         if self._rng is None:
             # Seeded by what the episode begins with: the same in any worker, in any order.
-            first = zlib.crc32(observation["rgb_a"].tobytes())
-            self._rng = seeds.generator(0, seeds.Domain.POLICY, first)
-        action = self._rng.uniform(self._low, self._high).astype(np.float32)
-        return np.split(action, 2)
+            fields = (value for _, value in sorted(observation.items()))
+            seen = b"".join(value.tobytes() for value in fields if isinstance(value, np.ndarray))
+            self._rng = seeds.generator(0, seeds.Domain.POLICY, zlib.crc32(seen))
+        action = self._rng.uniform(self._low, self._high)
+        return self._contract.split_command(action)
+
+
+BASELINES = {"expert": expert, "nothing": DoNothing, "random": RandomActions}
+"""Actors that need nothing but the environment, by name."""
 
 
 def median_demonstration(root: Path) -> Path:
@@ -70,27 +78,29 @@ class Replay:
 
     path: Path
 
-    def __call__(self, env: TwoArmEnv) -> Actor:
+    def __call__(self, env: RobotEnv) -> Actor:
         fields = read_episode(self.path).fields
-        arms = [
-            np.column_stack([fields[f"action_{arm}"], fields[f"grip_{arm}"]]).astype(np.float32)
-            for arm in "ab"
-        ]
-        return _Tape(arms)
+        rows = [
+            [np.append(fields[f"action_{arm.name}"][row], fields[f"grip_{arm.name}"][row])
+             for arm in env.contract.arms]
+            + [np.asarray(fields[signal.field][row]) for signal in env.contract.action_signals]
+            for row in range(len(fields["success"]))
+        ]  # fmt: skip
+        return _Tape(rows)
 
 
 class _Tape:
-    def __init__(self, arms: list[np.ndarray]) -> None:
-        self._arms = arms
+    def __init__(self, rows: list[list[np.ndarray]]) -> None:
+        self._rows = rows
         self._at = 0
 
     def reset(self) -> None:
         self._at = 0
 
     def act(self, observation: Observation) -> Sequence[np.ndarray]:
-        row = min(self._at, len(self._arms[0]) - 1)
+        row = self._rows[min(self._at, len(self._rows) - 1)]
         self._at += 1
-        return [arm[row] for arm in self._arms]
+        return row
 
 
 class Blind:

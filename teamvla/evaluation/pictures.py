@@ -13,7 +13,6 @@ from teamvla.evaluation.suites import OpenActor, Score, Suite
 from teamvla.files import publish
 from teamvla.logs import progress
 from teamvla.rollout import Tick, rollout, run_episodes
-from teamvla.sim import make_env
 
 _SHEET, _ANIMATION = "contact_sheet.png", "rollouts.webp"
 _GAP = 4
@@ -47,7 +46,7 @@ class _Camera:
     every: int
 
     def __call__(self) -> Callable[[int], Film]:
-        env = make_env(self.suite.task, render_mode="rgb_array")
+        env = self.suite.open("rgb_array")
         actor = self.open_actor(env)
 
         def run(index: int) -> Film:

@@ -11,12 +11,13 @@ import numpy as np
 from teamvla.checkpoint import read_header
 from teamvla.config import Project
 from teamvla.errors import ConfigError
-from teamvla.evaluation.baselines import Blind
+from teamvla.evaluation.baselines import BASELINES, Blind
 from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.device import one_thread
 from teamvla.models.loading import config_of, load_policy
+from teamvla.record.guards import open_expert
 from teamvla.rollout import Actor, Observation
-from teamvla.sim import TwoArmEnv
+from teamvla.sim import RobotEnv
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,28 @@ class PolicyFromCheckpoint:
             )  # fmt: skip
         return project
 
-    def __call__(self, env: TwoArmEnv) -> Actor:
+    def __call__(self, env: RobotEnv) -> Actor:
         """The policy; ContractError if it means something else than ``env`` by its numbers."""
         policy, _ = load_policy(self.path, self.device)
         policy.contract.require(env.contract, str(self.path), "the simulator")
         policy.set_execution(self.project().section("model", PolicyConfig).execution)
         actor = OnOneThread(policy)
         return Blind(actor) if self.blind else actor
+
+
+@dataclass(frozen=True)
+class NamedActor:
+    """Opens an actor that needs no checkpoint: ``expert``, ``nothing``, ``random``, or a class of
+    your own, ``module:Class``, which is called with the environment. Picklable.
+    """
+
+    name: str
+
+    def __call__(self, env: RobotEnv) -> Actor:
+        """The actor; ConfigError if there is none of that name."""
+        if self.name in BASELINES:
+            return BASELINES[self.name](env)
+        return open_expert(env, self.name)
 
 
 class OnOneThread:

@@ -13,11 +13,12 @@ from teamvla.config import Settings
 from teamvla.evaluation.statistics import show_rate, wilson_interval
 from teamvla.logs import progress
 from teamvla.rollout import Actor, rollout, run_episodes
-from teamvla.sim import TwoArmEnv, make_env
+from teamvla.sim import RobotEnv, make_env
+from teamvla.sim.perturbations import perturbed
 from teamvla.sim.tasks import TaskConfig
 
 #: makes the actor that plays in one worker's environment; picklable if workers > 1
-OpenActor = Callable[[TwoArmEnv], Actor]
+OpenActor = Callable[[RobotEnv], Actor]
 
 
 class EvaluationConfig(Settings):
@@ -46,11 +47,20 @@ class Trial:
 
 @dataclass(frozen=True)
 class Suite:
-    """A fixed list of initial states: (task, seed, domain) and the indices 0, 1, 2, ..."""
+    """A fixed list of initial states: (task, seed, domain) and the indices 0, 1, 2, ...
+
+    ``perturbations`` are pairs of name and strength, all at once. They change no initial
+    state beyond what they are named after.
+    """
 
     task: TaskConfig
     seed: int = 0
     domain: seeds.Domain = seeds.Domain.EVALUATE
+    perturbations: tuple[tuple[str, float], ...] = ()
+
+    def open(self, render_mode: str | None = None) -> RobotEnv:
+        """The environment to play in."""
+        return perturbed(make_env(self.task, render_mode), dict(self.perturbations))
 
     def reset_seed(self, index: int) -> int:
         return seeds.reset_seed(self.seed, self.domain, index)
@@ -108,7 +118,7 @@ class _Worker:
     open_actor: OpenActor
 
     def __call__(self) -> Callable[[int], Trial]:
-        env = make_env(self.suite.task)
+        env = self.suite.open()
         actor = self.open_actor(env)
 
         def run(index: int) -> Trial:

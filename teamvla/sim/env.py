@@ -107,8 +107,10 @@ class TwoArmEnv(RobotEnv):
                 or if the physics diverges.
         """
         self._require_reset()
-        for arm, command in zip(ARMS, _checked(action).reshape(2, _PER_ARM), strict=True):
-            self.world.set_command(arm, command)
+        commands = _checked(action).reshape(len(ARMS), _PER_ARM)
+        if not self.task.locked(self._steps):
+            for arm, command in zip(ARMS, commands, strict=True):
+                self.world.set_command(arm, command)
         self.world.advance()
         self._steps += 1
         success = self._judge()
@@ -137,8 +139,15 @@ class TwoArmEnv(RobotEnv):
     def instruction(self) -> str:
         """The phrasing drawn for this episode."""
         self._require_reset()
-        phrasing = self.config.instructions[int(self._variation["instruction"])]
+        return self.say(self.config.instructions[int(self._variation["instruction"])])
+
+    def say(self, phrasing: str) -> str:
+        """The instruction that ``phrasing`` gives for this episode."""
         return self.task.words(self._variation, phrasing)
+
+    def other_instructions(self) -> tuple[str, ...]:
+        """Instructions of something else that an arm could do instead."""
+        return self.task.other_instructions(self._variation)
 
     def get_state(self) -> State:
         """All that decides how the episode goes on, as arrays by name."""

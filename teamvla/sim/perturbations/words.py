@@ -1,0 +1,61 @@
+"""Perturbations of the instruction."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import numpy as np
+
+from teamvla.sim.interface import RobotEnv
+from teamvla.sim.perturbations.base import Perturbation, unfit
+
+
+class _Words(Perturbation):
+    """Tells the policy something else in this share of the episodes."""
+
+    unit, default, limit = "share of the episodes", 1.0, 1.0
+
+    def attach(self, env: RobotEnv) -> None:
+        self._task: Any = getattr(env.unwrapped, "task", None)
+        if self._task is None:
+            raise unfit(type(self).__name__.lower(), "a two-arm task", env, ["gibberish"])
+
+    def begin(self, env: RobotEnv, rng: np.random.Generator) -> None:
+        self._now = rng.random() < self.strength
+        self._words = self.choose(env, rng)
+
+    def choose(self, env: Any, rng: np.random.Generator) -> str:
+        """The words of an episode instead of its own."""
+        raise NotImplementedError
+
+    def say(self, instruction: str) -> str:
+        return self._words if self._now else instruction
+
+
+class Paraphrase(_Words):
+    """A phrasing of the same instruction that no demonstration had."""
+
+    def choose(self, env: Any, rng: np.random.Generator) -> str:
+        options = self._task.paraphrases
+        return str(env.unwrapped.say(options[int(rng.integers(len(options)))]))
+
+
+class Swap(_Words):
+    """The instruction of something else that could be done: a policy that listens fails."""
+
+    def choose(self, env: Any, rng: np.random.Generator) -> str:
+        others = env.unwrapped.other_instructions()
+        return str(others[int(rng.integers(len(others)))])
+
+
+class Gibberish(_Words):
+    """Random letters, as many words of as many letters."""
+
+    def attach(self, env: RobotEnv) -> None:
+        """Any environment has words."""
+
+    def choose(self, env: RobotEnv, rng: np.random.Generator) -> str:
+        letters = np.array(list(string.ascii_lowercase))
+        words = env.instruction.split()
+        return " ".join("".join(rng.choice(letters, len(word))) for word in words)
