@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, SupportsFloat, TypeVar
 
 import numpy as np
 
@@ -46,7 +46,9 @@ class Environment(Protocol):
 
     def reset(self, *, seed: int | None = None) -> tuple[Observation, dict[str, Any]]: ...
 
-    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]: ...
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from teamvla.data.schema import (
     validate_episode_meta,
     validate_step,
 )
-from teamvla.data.specs import VARIABLE
+from teamvla.data.specs import VARIABLE, FieldSpec
 from teamvla.errors import SchemaError
 
 F32 = np.float32
@@ -177,6 +177,53 @@ def test_the_message_says_where_what_and_got() -> None:
     with pytest.raises(SchemaError) as caught:
         validate_step(make_step(q_a=np.zeros(3)))
     assert str(caught.value) == "[E105] q_a: expected float32[N], got float64[3]"
+
+
+def spec_with(dtype: str, shape: tuple[int | str, ...], **ends: float) -> FieldSpec:
+    return FieldSpec("x", np.dtype(dtype), shape, "X.", **ends)
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "said"),
+    [
+        (spec_with("f4", (2,), low=0), np.array([1, -2], F32), r">= 0, got -2 \(1 of 2 numbers"),
+        (
+            spec_with("f4", ("P", 1), high=1),
+            np.full((3, 1), 2, F32),
+            r"<= 1, got 2 \(3 of 3 numbers",
+        ),
+        (spec_with("u1", (1, 2), low=1, high=3), np.array([[0, 4]], "u1"), r"in \[1, 3\], got 0"),
+        (spec_with("i8", (), low=0), -1, "a value >= 0, got -1"),
+        (spec_with("i8", (), high=2), np.int64(3), "a value <= 2, got 3"),
+        (spec_with("f8", (), low=0, high=1), 1.5, r"a value in \[0, 1\], got 1.5"),
+    ],
+)
+def test_numbers_out_of_range_are_named(spec: FieldSpec, value: Any, said: str) -> None:
+    with pytest.raises(SchemaError, match=said) as caught:
+        spec.check("x", value)
+    assert caught.value.code == "E108"
+
+
+@pytest.mark.parametrize(
+    ("spec", "value"),
+    [
+        (spec_with("f4", (2,), low=0), np.array([0, 9], F32)),
+        (spec_with("f4", ("P", 1), low=5), np.zeros((0, 1), F32)),
+        (spec_with("i8", (), low=0, high=2), 2),
+        (spec_with("i8", ()), np.array(-7)),
+        (spec_with("u1", ()), 255),
+        (spec_with("?", ()), np.False_),
+    ],
+)
+def test_numbers_in_range_pass(spec: FieldSpec, value: Any) -> None:
+    spec.check("x", value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("u1", 256), ("u1", -1), ("i8", 1 << 63), ("i8", True), ("?", 1)]
+)
+def test_whole_numbers_fit_their_dtype(dtype: str, value: Any) -> None:
+    assert code_of(spec_with(dtype, ()).check, "x", value) == "E104"
 
 
 def test_patterns_need_something_in_place_of_the_star() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from teamvla import seeds
 from teamvla.config import Project
+from teamvla.contract import Arm, Contract
 from teamvla.data import EpisodeWriter, read_episode
 from teamvla.data.journal import Journal, journal_path
 from teamvla.errors import InputError, SimulationError
@@ -18,6 +19,8 @@ from teamvla.record import ActionNoise, NoiseConfig, RecordConfig, Recorder, rec
 from teamvla.sim.tasks import TaskConfig
 
 JOINTS = np.tile([True] * 6 + [False], 2)
+SIX = ("one", "two", "three", "four", "five", "six")
+ARMS = Contract(arms=(Arm(name="a", joints=SIX), Arm(name="b", joints=SIX)), cameras=())
 
 
 def recorder(out: Path, *overrides: str, seed: int = 0) -> Recorder:
@@ -114,7 +117,7 @@ def test_failures_are_kept_on_request_and_counted_either_way(tmp_path):
 
 
 def test_grippers_are_never_disturbed_and_resting_arms_hardly():
-    noise = ActionNoise(NoiseConfig(), np.random.default_rng(0), JOINTS)
+    noise = ActionNoise(NoiseConfig(), np.random.default_rng(0), ARMS)
     still = np.zeros(14)
     assert np.array_equal(noise(still), still.astype(np.float32))
     moved = noise(np.where(JOINTS, 0.1, 0.7))

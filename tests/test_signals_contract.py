@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 from sample_steps import code_of, rewrite, without
 
+from teamvla.checkpoint import write_checkpoint
 from teamvla.cli.app import run
 from teamvla.contract import Arm, Camera, Contract, Signal
-from teamvla.data import build_index
+from teamvla.data import as_step, build_index
 from teamvla.data.fields import meaning_in
 from teamvla.data.npz import read_episode
 from teamvla.data.overview import survey
@@ -291,6 +293,17 @@ def test_signals_decide_the_fields() -> None:
     assert all(spec.description.endswith(".") for spec in specs.values())
 
 
+def test_values_of_other_types_are_converted_if_told() -> None:
+    given = grid_step(
+        action=[2.0], direction=np.int32(1), carrying=1, cells=[[[3, 4]] * 3] * 3
+    )  # fmt: skip
+    step = as_step(given, step_specs(GRID))
+    validate_step(step, step_specs(GRID))
+    assert (step["action"], step["direction"], step["carrying"]) == (2, 1, True)
+    assert step["cells"][0, 0].tolist() == [3, 4]
+    assert code_of(as_step, grid_step(action=1.5), step_specs(GRID)) == "E108"
+
+
 BAD = [
     ("grid", "action", np.array(3), "E108"),
     ("grid", "action", -1, "E108"),
@@ -371,12 +384,54 @@ def test_an_episode_comes_back_to_the_bit(tmp_path: Path, kind: str) -> None:
     assert errors(path) == []
 
 
+DTYPES = {"float32": st.floats(-9, 9, width=32), "int64": st.integers(-9, 9),
+          "uint8": st.integers(0, 255), "bool": st.booleans()}  # fmt: skip
+
+
+@st.composite
+def signals_and_steps(draw: Any) -> tuple[Contract, list[dict[str, Any]]]:
+    """Any signals, and three steps that have them."""
+    signals, columns = [], {}
+    for number in range(draw(st.integers(1, 4))):
+        dtype = draw(st.sampled_from([*DTYPES]))
+        shape = tuple(draw(st.lists(st.integers(1, 3), max_size=3)))
+        varies = draw(st.booleans())
+        signals.append(Signal(field=f"s{number}", dtype=dtype, shape=(-1,) * varies + shape))
+        rows = st.integers(0, 3).map(lambda n, one=shape: (n, *one))
+        shapes = rows if varies else st.just(shape)
+        columns[f"s{number}"] = [
+            draw(hnp.arrays(dtype, draw(shapes), elements=DTYPES[dtype])) for _ in range(3)
+        ]
+    move = Signal(field="move", role="action", dtype="int64", choices=MOVES)
+    contract = Contract(embodiment="own", cameras=(), signals=(move, *signals))
+    words = {"instruction": "go", "task": "go", "success": True, "move": 1}
+    steps = [{name: values[at] for name, values in columns.items()} | words for at in range(3)]
+    return contract, steps
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(signals_and_steps())
+def test_any_signals_come_back_to_the_bit(
+    tmp_path: Path, made: tuple[Contract, list[dict[str, Any]]]
+) -> None:
+    contract, steps = made
+    path = write(tmp_path, contract, steps)
+    read = read_episode(path)
+    for index, step in enumerate(steps):
+        for name, value in step.items():
+            assert np.array_equal(read.step(index)[name], value), name
+    for signal in contract.signals:
+        column = read.fields[signal.field]
+        assert (column.dtype, isinstance(column, Ragged)) == (signal.dtype, signal.varies)
+    assert errors(path) == []
+
+
 @pytest.mark.parametrize("kind", STEPS)
 def test_the_commands_take_such_episodes(tmp_path: Path, kind: str, capsys: Any) -> None:
-    record(tmp_path, kind)
-    record(tmp_path, kind)
-    assert run(["validate", str(tmp_path), "-q", "--disable", "W445"]) in (0, 1)
-    assert "E440" not in capsys.readouterr().out
+    contract, step = STEPS[kind]
+    steps = [step(index % 5, timestamp=index / contract.control_hz) for index in range(40)]
+    write(tmp_path, contract, [*steps, step(5, timestamp=40 / contract.control_hz)])
+    assert run(["validate", str(tmp_path), "-q"]) == 0
     assert run(["validate", str(tmp_path), "-q", "--quick"]) == 0
     assert run(["stats", str(tmp_path), "-q"]) == 0
     assert STEPS[kind][0].signals[0].field in capsys.readouterr().out
@@ -426,6 +481,23 @@ def test_stats_and_its_page_show_signals(tmp_path: Path) -> None:
     assert "left|right|forward" in render(overview)
 
 
+def test_a_checkpoint_s_signals_are_shown(tmp_path: Path, capsys: Any) -> None:
+    meta = {"kind": "policy", "contract": GRID.to_dict()}
+    weights = {"model.weight": np.ones(1, F32)}
+    assert run(["ckpt-inspect", str(write_checkpoint(tmp_path / "a.ckpt", meta, weights))]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = ["signals", "action", "(action", "int64),", "direction", "(observation", "int64),"]
+    assert shown in [line[: len(shown)] for line in lines]
+
+
+@pytest.mark.parametrize("format", ["lerobot", "aloha", "robomimic"])
+def test_formats_of_joined_vectors_ask_for_arms(tmp_path: Path, format: str, capsys: Any) -> None:
+    record(tmp_path / "in", "grid")
+    command = ["convert", str(tmp_path / "in"), "--to", format, "--out", str(tmp_path / "out")]
+    assert run([*command, "-q"]) == 1
+    assert "expected arms, whose joints make up the vectors, got grid" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", STEPS)
 def test_the_index_says_what_it_has_no_room_for(tmp_path: Path, kind: str) -> None:
     path = record(tmp_path, kind)
@@ -450,3 +522,22 @@ def test_the_index_leaves_out_observations_and_says_so(
         index = build_index(tmp_path)
     assert index.layout.action_dim == contract.action_dim == 3
     assert "leaves out the contract's signals: goal" in caplog.text
+
+
+def test_tool_positions_are_not_judged_as_angles(tmp_path: Path) -> None:
+    tool = Arm(name="a", joints=("x", "y", "z"))
+    places = np.cumsum(np.random.default_rng(0).normal(0, 0.02, (60, 3)), axis=0).astype(F32)
+    places[30] += 5  # rad: no arm goes there and back in two steps
+    steps = [
+        {"q_a": place, "action_a": place[::-1] * 60, "grip_a": 0.0, "success": index == 59}
+        | {"instruction": "reach", "task": "reach"}
+        for index, place in enumerate(places)
+    ]
+    codes = {}
+    for kind, names in (("delta_tool_position", "xyz"), ("delta_joint_position", "uvw")):
+        arm = tool.model_copy(update={"joints": tuple(names)})
+        contract = Contract(embodiment="single_arm", action=kind, arms=(arm,), cameras=())
+        path = write(tmp_path / kind, contract, steps)
+        codes[kind] = {finding.code for finding in validate_file(path)}
+    assert codes["delta_tool_position"] == set()
+    assert "W401" in codes["delta_joint_position"]

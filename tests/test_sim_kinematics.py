@@ -80,3 +80,26 @@ def test_a_target_out_of_reach_names_arm_and_place(world: World) -> None:
     far = np.array([1.4, 0.0, 0.1])
     with pytest.raises(SimulationError, match=r"arm b: target \(1.400, 0.000, 0.100\) m.*missed"):
         InverseKinematics(world).solve("b", np.array(HOME), far, pointing_down(0.0))
+
+
+def test_a_rotation_out_of_reach_is_told_too(world: World) -> None:
+    upwards = pointing_down(0.0) @ np.diag([-1.0, 1.0, -1.0])
+    near_the_edge = np.array([0.60, 0.3, 0.02])
+    with pytest.raises(SimulationError, match=r"missed by \d+ mm and \d\.\d\d rad"):
+        InverseKinematics(world).solve("a", np.array(HOME), near_the_edge, upwards)
+
+
+def test_a_target_that_is_no_number_is_out_of_reach(world: World) -> None:
+    nowhere = np.array([np.nan, 0.2, 0.1])
+    with pytest.raises(SimulationError, match="within reach"):
+        InverseKinematics(world).solve("a", np.array(HOME), nowhere, pointing_down(0.0))
+
+
+@pytest.mark.parametrize("yaw", np.linspace(-3.0, 3.0, 7))
+def test_a_tool_that_points_down_is_a_rotation_with_the_axes_as_told(yaw: float) -> None:
+    rotation = pointing_down(yaw)
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(3), atol=1e-12)
+    assert np.linalg.det(rotation) == pytest.approx(1.0)
+    np.testing.assert_allclose(rotation[:, 0], [0.0, 0.0, -1.0], atol=1e-12)
+    np.testing.assert_allclose(rotation[:, 1], [np.cos(yaw), np.sin(yaw), 0.0], atol=1e-12)
+    assert yaw_of(rotation) == pytest.approx(yaw)

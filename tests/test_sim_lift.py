@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import mujoco
 import numpy as np
@@ -152,6 +153,96 @@ def test_one_arm_alone_never_succeeds(idle: int, seed: int) -> None:
         return arms
 
     assert not demonstrate(lift_env(), seed, one)[1]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_gripper_that_never_closes_never_succeeds(number: int, seed: int) -> None:
+    def open_hand(arms: Commands) -> Commands:
+        arms[number][-1] = 0.0
+        return arms
+
+    assert not demonstrate(lift_env(max_steps=260), seed, open_hand)[1]
+
+
+def test_the_expert_notices_a_missed_handle_and_takes_it_again() -> None:
+    env = lift_env(max_steps=260)
+    env.reset(seed=2)
+    expert, phases, over, terminated = env.expert(), [], False, False
+    while not over:
+        command = np.concatenate(expert.act({}))
+        if expert.phase == "close" and "close" not in phases:
+            x, y, yaw = env.get_state()["tray_pose"]
+            env.world.place("tray", np.array([x + 0.09, y, 0.012]), yaw)
+        phases.append(expert.phase)
+        *_, terminated, truncated, _ = env.step(command)
+        over = terminated or truncated
+    again = ["approach", "descend", "close", "release", "withdraw", "approach", "descend", "close"]
+    assert terminated
+    assert [now for before, now in pairwise(["", *phases]) if before != now][:8] == again
+
+
+def lifted_after(env: TwoArmEnv, mishap: Callable[[Commands], bool]) -> list[str]:
+    """Phases, each once a run, of an expert to whom something happens while it lifts.
+
+    ``mishap`` sees, and may change, the commands until it says that it is over.
+    """
+    env.reset(seed=4)
+    expert, phases, over, done, terminated = env.expert(), [""], False, False, False
+    while not over:
+        arms = expert.act({})
+        if not done and expert.phase == "lift" and env.world.pose("tray")[0][2] > 0.06:
+            done = mishap(arms)
+        if expert.phase == "release" != phases[-1]:
+            assert max(env.world.tool(arm)[2] for arm in "ab") < 0.065, "let go near the table"
+        phases.append(expert.phase)
+        *_, terminated, truncated, _ = env.step(np.concatenate(arms))
+        over = terminated or truncated
+    assert terminated
+    return [now for before, now in pairwise(phases) if before != now]
+
+
+AGAIN = ["lower", "release", "withdraw", "approach", "descend", "close", "lift"]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_expert_lowers_a_tray_that_slips_and_lifts_it_again(number: int) -> None:
+    opened = 0
+
+    def open_for_a_moment(arms: Commands) -> bool:
+        nonlocal opened
+        opened += 1
+        arms[number][-1] = 0.0
+        return opened == 8
+
+    phases = lifted_after(lift_env(max_steps=320), open_for_a_moment)
+    assert phases[3:11] == ["lift", *AGAIN]
+
+
+def test_the_expert_stops_lifting_a_tray_that_fell() -> None:
+    env = lift_env(max_steps=320)
+
+    def fall(arms: Commands) -> bool:
+        x, y, yaw = env.get_state()["tray_pose"]
+        env.world.place("tray", np.array([x, y, 0.012]), yaw)
+        return True
+
+    assert lifted_after(env, fall)[3:11] == ["lift", *AGAIN]
+
+
+def test_a_grip_that_nothing_disturbs_is_never_renewed() -> None:
+    env, rng = lift_env(), np.random.default_rng(0)
+    seen = set()
+    for seed in range(4):
+        env.reset(seed=seed)
+        expert, over = env.expert(), False
+        while not over:
+            command = np.concatenate(expert.act({}))
+            command[[*range(6), *range(7, 13)]] += rng.normal(0, 0.01, 12).astype(np.float32)
+            seen.add(expert.phase)
+            *_, terminated, truncated, _ = env.step(command)
+            over = terminated or truncated
+    assert seen == {"approach", "descend", "close", "lift", "hold"}
 
 
 @pytest.mark.parametrize("arm", ["a", "b"])

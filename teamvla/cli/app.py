@@ -43,6 +43,7 @@ class Entry(NamedTuple):
 _HOME = "teamvla.cli"
 COMMANDS = {
     "record": Entry(f"{_HOME}.record:record", "Record scripted demonstrations.", "Data"),
+    "replay": Entry(f"{_HOME}.replay:replay", "Show an episode, and execute it again.", "Data"),
     "repair": Entry(f"{_HOME}.repair:repair", "Rescue what killed recorders left.", "Data"),
     "validate": Entry(f"{_HOME}.validate:validate", "Find damaged and wrong episodes.", "Data"),
     "stats": Entry(f"{_HOME}.stats:stats", "Look at episodes: a table and a page.", "Data"),

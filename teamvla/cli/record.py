@@ -1,46 +1,92 @@
-"""``teamvla record``: demonstrations of the scripted expert."""
+"""``teamvla record``: demonstrations of an expert."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Seed, Set, Workers, command_line, load_project, out_option
-from teamvla.config import shipped_configs
+from teamvla.cli.options import (
+    Config,
+    EnvId,
+    Seed,
+    Set,
+    TaskName,
+    command_line,
+    load_task,
+    out_option,
+)
 from teamvla.evaluation.statistics import show_rate, wilson_interval
 from teamvla.files import check_folder
 from teamvla.interrupts import graceful_stop
-from teamvla.record import RecordConfig, Recorder, Recording
+from teamvla.record import RecordConfig, Recorder, Recording, Shard
 from teamvla.record import record as record_episodes
 from teamvla.sim.tasks import TaskConfig
 
+if TYPE_CHECKING:
+    pass
+
+#: reasons of failures that are printed
+_SHOWN = 5
+
 
 def record(
-    task: Annotated[
-        str | None, typer.Option("--task", "-t", help="What the arms do; lift by default.")
-    ] = None,
+    task: TaskName = None,
+    env: EnvId = None,
     episodes: Annotated[
         int, typer.Option("--episodes", "-n", min=1, help="Demonstrations of this seed to have.")
     ] = 100,
     out: Annotated[Path | None, out_option("data")] = None,
     seed: Seed = None,
-    workers: Workers = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            "-w",
+            min=1,
+            help="Episodes at a time; same bytes. 1 by default; with ray all processors.",
+        ),
+    ] = None,
+    executor: Annotated[
+        Literal["processes", "ray"],
+        typer.Option("--executor", help="Processes here, or a Ray cluster that runs already."),
+    ] = "processes",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard", metavar="I/N", help="Only part I of N, from 0/N: of an array of jobs."
+        ),
+    ] = None,
+    expert: Annotated[
+        str | None,
+        typer.Option("--expert", metavar="MODULE:CLASS", help="Your expert, made with the env."),
+    ] = None,
+    keep_failures: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-failures/--drop-failures",
+            help="Keep episodes without success; dropped by default. Counted either way.",
+        ),
+    ] = None,
+    min_success: Annotated[
+        float | None,
+        typer.Option("--min-success", min=0, max=1, help="Exit with 1 if the rate is lower."),
+    ] = None,
     config: Config = None,
     set_: Set = None,
 ) -> Result:
-    """Record scripted demonstrations in the simulator.
+    """Record demonstrations of an expert in a simulator.
 
-    The same settings and seed give the same bytes for any number of workers, and
-    running it again continues an interrupted recording.
+    The same settings and seed give the same bytes for any number of workers, shards and
+    machines, and running it again continues an interrupted recording. Attempts in which the
+    expert or the simulator could not go on are dropped and counted, and give exit code 1.
     """
-    name = config or task or "lift"
-    # A task without a shipped configuration is another package's, or mistyped: TASKS will tell.
-    shipped = config is not None or name in shipped_configs()
-    project = load_project(name if shipped else None, set_, seed=seed).replace("task", name=task)
+    part = Shard() if shard is None else Shard.parse(shard)
+    project = load_task(task, env, config, set_, seed=seed)
+    project = project.replace("record", expert=expert, keep_failures=keep_failures)
     recorder = Recorder(
         project.section("task", TaskConfig),
         project.section("record", RecordConfig),
@@ -49,33 +95,46 @@ def record(
     )
     began = time.perf_counter()
     with graceful_stop() as stop:
-        total = record_episodes(recorder, episodes, workers=workers or 1, stop=lambda: bool(stop))
-    data = _summary(recorder, total, time.perf_counter() - began)
+        total = record_episodes(
+            recorder, episodes, shard=part, workers=workers, executor=executor,
+            stop=lambda: bool(stop),
+        )  # fmt: skip
+    data = _summary(recorder, part, total, time.perf_counter() - began)
     again = command_line(
-        "record", task=recorder.task.name, episodes=episodes, out=recorder.out, seed=recorder.seed,
-        workers=workers, config=config, set_=set_,
+        "record", task=task if env or config else recorder.task.name, env=env, episodes=episodes,
+        out=recorder.out, seed=recorder.seed, workers=workers,
+        executor=None if executor == "processes" else executor, shard=shard, expert=expert,
+        min_success=min_success, config=config, set_=set_,
     )  # fmt: skip
+    if keep_failures is not None:
+        again += " --keep-failures" if keep_failures else " --drop-failures"
+    low = min_success is not None and total.attempts > 0 and total.success_rate < min_success
     return Result(
         "teamvla.record/1",
-        data,
-        human=lambda style: _text(style, data, total),
+        data | {"min_success": min_success},
+        human=lambda style: _text(style, data, total, min_success if low else None),
         next_command=again if total.interrupted else command_line("validate", recorder.out),
-        exit_code=stop.exit_code if total.interrupted else 0,
+        exit_code=stop.exit_code if total.interrupted else int(low or total.broken > 0),
     )
 
 
-def _summary(recorder: Recorder, total: Recording, seconds: float) -> dict[str, Any]:
+def _summary(recorder: Recorder, shard: Shard, total: Recording, seconds: float) -> dict[str, Any]:
     sizes = [one.path.stat().st_size for one in total.kept if one.path is not None]
     return {
-        "task": recorder.task.name,
+        "task": recorder.task_name,
         "out": str(recorder.out),
         "seed": recorder.seed,
+        "shard": [shard.index, shard.count],
+        "expert": recorder.config.expert or "scripted",
         "recorded": len(total.kept),
         "existing": sum(one.existed for one in total.kept),
         "episodes": total.attempts,
+        "attempts": total.attempts,
         "successes": total.successes,
-        "success_rate": total.successes / total.attempts if total.attempts else 0.0,
+        "success_rate": total.success_rate,
         "interval_95": list(wilson_interval(total.successes, total.attempts)),
+        "failures": dict(total.failures.most_common()),
+        "broken": total.broken,
         "steps": total.steps,
         "bytes": sum(sizes),
         "seconds": round(seconds, 3),
@@ -83,7 +142,7 @@ def _summary(recorder: Recorder, total: Recording, seconds: float) -> dict[str, 
     }
 
 
-def _text(style: Style, data: dict[str, Any], total: Recording) -> str:
+def _text(style: Style, data: dict[str, Any], total: Recording, missed: float | None) -> str:
     kept = f"{data['recorded']} episodes, {data['steps']} steps, {data['bytes'] / 1e6:.1f} MB"
     again = f" ({data['existing']} were there already)" if data["existing"] else ""
     lines = [
@@ -91,4 +150,12 @@ def _text(style: Style, data: dict[str, Any], total: Recording) -> str:
         f"{style.bold('expert')}    {show_rate(total.successes, total.attempts)}",
         f"{style.bold('speed')}     {data['steps_per_s']:.0f} steps/s, {data['seconds']:.1f} s",
     ]
+    if missed is not None:
+        lines.append(style.red(f"the expert is below --min-success {missed:g}"))
+    if total.broken:
+        lines.append(style.red(f"{total.broken} attempts broke off and were dropped"))
+    reasons = total.failures.most_common()
+    lines += [f"  {count} x {reason}" for reason, count in reasons[:_SHOWN]]
+    if len(reasons) > _SHOWN:
+        lines.append(f"  and {len(reasons) - _SHOWN} more reasons, all in --json")
     return "\n".join(lines)

@@ -26,7 +26,8 @@ class Signal(Settings):
 
     ``observation``: what a policy sees besides, such as LiDAR points or a direction.
     ``action``: a part of the command that is no arm's, such as steering and pedals, or one of
-    several discrete moves. ``target``: what a policy may learn to tell and never sees.
+    several discrete moves. ``target``: what a policy may learn to tell and never sees; an
+    environment gives it in ``info["targets"]`` under its field.
     """
 
     field: str
@@ -101,7 +102,7 @@ class Signal(Settings):
         low, high = _RANGES[self.dtype]
         if not ((whole >= low) & (whole <= high)).all():
             raise ContractError(f"signal {self.field}", f"{self.dtype}", f"{np.ravel(values)[:8]}")
-        return whole.astype(self.dtype).reshape(self.shape)
+        return np.asarray(whole.astype(self.dtype)).reshape(self.shape)
 
     def __str__(self) -> str:
         sizes = ",".join("P" if size == -1 else str(size) for size in self.shape)

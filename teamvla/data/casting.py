@@ -17,7 +17,13 @@ from teamvla.data.specs import FieldSpec, describe, unfit
 from teamvla.errors import SchemaError
 
 #: the whole numbers that each type of the specs holds one by one
-_WHOLE = {"u1": (0, 255), "b1": (0, 1), "f4": (-(1 << 24), 1 << 24), "f8": (-(1 << 53), 1 << 53)}
+_WHOLE = {
+    "u1": (0, 255),
+    "b1": (0, 1),
+    "f4": (-(1 << 24), 1 << 24),
+    "f8": (-(1 << 53), 1 << 53),
+    "i8": (-(1 << 53), 1 << 53),  # what a float, in which they may come, holds
+}
 _PICTURE = "If they are 0..1: np.rint(255 * picture).astype(np.uint8)."
 
 

@@ -112,7 +112,8 @@ MENDS = {
     "E105": "Convert the array: `array.astype(np.float32)`.",
     "E106": "Give the shape that the message names; `q_*` and `action_*` are alike.",
     "E107": "Find where NaN or infinity comes from; `depth_*` alone may hold them.",
-    "E108": "Grippers go from 0 (open) to 1 (closed): scale them.",
+    "E108": "Grippers go from 0 (open) to 1 (closed): scale them. The contract tells the range of "
+    "a signal.",
     "E109": "Give text, not empty, without NUL and lone surrogates.",
     "E110": "Use a Python number (`value.item()`) or a longer array.",
     "E111": "Use an array, a number, text or JSON (lists, not tuples).",

@@ -59,6 +59,7 @@ STEP_SPECS: dict[str, FieldSpec] = _table(
 OPTIONAL_FIELDS: dict[str, FieldSpec] = _table(
     _spec("depth_*", "f4", ("H", "W"), "Depth picture, m; NaN or inf where nothing answers.",
           None, None, False),
+    _spec("seg_*", "u1", ("H", "W"), "What every pixel shows, by number; 0 nothing."),
     _camera("rgb_wrist_*", "a camera on a wrist"),
     _camera("rgb_top", "the overview camera"),
     _camera("rgb_surround_*", "one of the cameras that look around"),

@@ -115,7 +115,7 @@ class FieldSpec:
             count = int(np.count_nonzero(~np.isfinite(value)))
             raise SchemaError(name, "finite numbers", f"{count} NaN or infinite", code="E107")
         if self.is_bounded and (wrong := self.outside(value)).any():
-            got = f"{value[wrong][0].item():g} and {int(wrong.sum()) - 1} others"
+            got = f"{value[wrong][0].item():g} ({int(wrong.sum())} of {value.size} numbers)"
             raise SchemaError(name, f"values {self.span}", got, code="E108")
 
     def _check_number(self, name: str, value: float) -> None:

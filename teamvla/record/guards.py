@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teamvla.contract import Contract
-from teamvla.errors import ConfigError, SimulationError, TeamVLAError
+from teamvla.errors import ConfigError, ContractError, SimulationError, TeamVLAError
 from teamvla.sim.interface import Action, Expert, Observation, RobotEnv
 
 _MEND = "Give --expert MODULE:CLASS: it is called with the environment, and has reset and act."
+
+_INFO = ("success", "task", "instruction")
 
 
 class GuardedEnv:
@@ -26,11 +28,15 @@ class GuardedEnv:
         self._env = env
 
     def reset(self, *, seed: int | None = None) -> tuple[Observation, dict[str, Any]]:
-        with _told_of("the environment's reset"):
-            return self._env.reset(seed=seed)
+        with told_of("the environment's reset"):
+            observation, info = self._env.reset(seed=seed)
+        if missing := [key for key in _INFO if key not in info]:
+            expected, got = ", ".join(_INFO), f"no {', '.join(missing)}"
+            raise ConfigError("info of the environment's reset", expected, got)
+        return observation, info
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        with _told_of("the environment's step"):
+        with told_of("the environment's step"):
             observation, reward, ended, truncated, info = self._env.step(action)
         return observation, float(reward), ended, truncated, info
 
@@ -48,16 +54,20 @@ class GuardedExpert:
         return None if phase is None else str(phase) or "-"
 
     def reset(self) -> None:
-        with _told_of("the expert's reset"):
+        with told_of("the expert's reset"):
             self._expert.reset()
 
     def act(self, observation: Mapping[str, Any]) -> list[NDArray[Any]]:
         """The command's parts in the contract's types, which are what is stored and executed."""
-        with _told_of("the expert"):
+        with told_of("the expert"):
             parts = [np.asarray(part) for part in self._expert.act(observation)]
             joined = np.concatenate([part.ravel() for part in parts])
         self._check(parts, joined)
-        return self._contract.split_command(joined)
+        try:
+            return self._contract.split_command(joined)
+        except ContractError as error:  # a whole number that its signal cannot hold
+            what = f"the expert's command, {error.where}"
+            raise SimulationError(what, error.expected, error.got) from None
 
     def _check(self, parts: Sequence[NDArray[Any]], joined: NDArray[Any]) -> None:
         sizes, expected = [part.size for part in parts], [*self._contract.command_sizes]
@@ -70,7 +80,8 @@ class GuardedExpert:
 
 
 @contextmanager
-def _told_of(who: str) -> Iterator[None]:
+def told_of(who: str) -> Iterator[None]:
+    """Let whatever is raised in the block be a SimulationError that names ``who``."""
     try:
         yield
     except (TeamVLAError, MemoryError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,8 @@ from teamvla.sim.tasks import TaskConfig
 NO_SUCCESS = "no success"
 #: attempts at one episode until the recording is given up
 MAX_ATTEMPTS = 20
-_ATTEMPT = 1 << 24  # between the indices of two attempts at one episode; both fit into 32 bits
+#: one seed has so many episodes, and an attempt's index, which tells both, still 32 bits
+MAX_EPISODES = 1 << 24
 _SYNC_EVERY = 100  # a third of a second of simulation, which can be made again
 _VALUES = ("E107", "E108")  # numbers out of range: an episode that went wrong, not a field
 
@@ -47,7 +49,6 @@ class RecordConfig(Settings):
     )
     expert: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
         description="module:Class of an expert of your own; null: the environment's.",
     )
 
@@ -87,16 +88,21 @@ class Recorder:
     out: Path
     seed: int
 
-    @property
+    @cached_property
+    def task_config(self) -> str:
+        """The task's settings as JSON text: metadata sort keys, and the order of these counts."""
+        return json.dumps(self.task.model_dump(mode="json"), separators=(",", ":"))
+
+    @cached_property
     def recipe(self) -> str:
         """Digest of what an episode's content derives from, besides its index."""
-        parts = [self.task.model_dump(mode="json"), self.config.model_dump(mode="json"), self.seed]
+        parts = [self.task_config, self.config.model_dump(mode="json"), self.seed]
         return hashlib.sha256(canonical_json(parts)).hexdigest()
 
     @property
     def task_name(self) -> str:
         """The slug of the task, and the name of the folder of its episodes."""
-        return str(getattr(self.task, "slug", self.task.name))
+        return str(getattr(self.task, "task_name", self.task.name))
 
     def episode_id(self, index: int) -> str:
         return f"s{self.seed}-{index:06d}"
@@ -120,6 +126,10 @@ class Recorder:
         outcome = Outcome(bool(meta["success"]), int(meta["num_steps"]), float(meta["reward"]))
         return Recorded(index, outcome, path, tuple(meta.get("failed_attempts", ())), existed=True)
 
+    def is_noisy(self, env: RobotEnv) -> bool:
+        """Whether noise is laid over the commands: it is asked for, and they are joints'."""
+        return bool(self.config.noise.sigma and joint_places(env.contract))
+
     def open_env(self) -> tuple[RobotEnv, GuardedExpert]:
         """The environment, and the expert that acts in it."""
         env = make_env(self.task)
@@ -137,11 +147,12 @@ class _Worker:
         self._recorder, self._env, self._expert = recorder, env, expert
         self._contract: Contract = env.contract
         self._guarded = GuardedEnv(env)
-        noise = recorder.config.noise
-        self._is_noisy = bool(noise.sigma and joint_places(env.contract))
+        self._is_noisy = recorder.is_noisy(env)
 
     def run(self, index: int) -> Recorded:
-        """Attempt after attempt until one is kept."""
+        """Attempt after attempt until one is kept; none if another process was faster."""
+        if (there := self._recorder.existing(index)) is not None:
+            return there
         failures: list[str] = []
         steps = 0
         for attempt in range(MAX_ATTEMPTS):
@@ -156,7 +167,7 @@ class _Worker:
         self, episode: int, attempt: int, failures: list[str]
     ) -> tuple[Outcome, Path | None]:
         config = self._recorder.config
-        index = episode + attempt * _ATTEMPT
+        index = episode + attempt * MAX_EPISODES
         # What a killed run left of this very episode is recorded again, to the same bytes.
         with (
             EpisodeWriter(
@@ -218,7 +229,7 @@ class _Worker:
             "seed": recorder.seed,
             "index": index,
             "reset_seed": seeds.reset_seed(recorder.seed, seeds.Domain.RECORD, index),
-            "task_config": recorder.task.model_dump(mode="json"),
+            "task_config": recorder.task_config,
             "expert": recorder.config.expert or "scripted",
             "recipe": recorder.recipe,
             "software": software(),
@@ -283,4 +294,7 @@ def _without_padding(observation: Mapping[str, Any]) -> dict[str, Any]:
 def software() -> dict[str, str]:
     """Versions of what an episode's bytes may depend on."""
     names = ("teamvla", "mujoco", "gymnasium", "numpy")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}
+    return {name: _version(name) for name in names} | {"python": platform.python_version()}
+
+
+_version = lru_cache(version)  # it reads a file

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Self
 
 from teamvla.errors import ConfigError, SimulationError
 from teamvla.files import check_folder
 from teamvla.logs import progress
-from teamvla.record.recorder import NO_SUCCESS, Recorded, Recorder, reason
+from teamvla.record.recorder import MAX_EPISODES, NO_SUCCESS, Recorded, Recorder, reason
+from teamvla.record.room import Room
 from teamvla.rollout import run_episodes
 
+LOG = logging.getLogger(__name__)
 Executor = Literal["processes", "ray"]
 
 
@@ -42,6 +46,10 @@ class Shard:
         return range(self.index, total, self.count)
 
 
+#: one shard, all of it
+WHOLE = Shard()
+
+
 @dataclass
 class Recording:
     """The sum of a recording.
@@ -59,6 +67,11 @@ class Recording:
     new_steps: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     interrupted: bool = False
+
+    @property
+    def success_rate(self) -> float:
+        """Of all attempts; 0 without any."""
+        return self.successes / self.attempts if self.attempts else 0.0
 
     @property
     def broken(self) -> int:
@@ -83,29 +96,41 @@ def record(
     recorder: Recorder,
     episodes: int,
     *,
-    shard: Shard = Shard(),
-    workers: int = 1,
+    shard: Shard = WHOLE,
+    workers: int | None = None,
     executor: Executor = "processes",
     stop: Callable[[], bool] = lambda: False,
 ) -> Recording:
     """Record the episodes 0 .. ``episodes`` - 1, or a shard of them; those that are there count.
 
+    Args:
+        recorder: what to record, and into which folder.
+        shard: several may be recorded into one folder at once.
+        workers: processes; 1 by default, and all processors of a Ray cluster.
+        executor: ``processes`` of this machine or ``ray``, a cluster that runs already.
+        stop: polled before an episode starts; those under way are finished.
+
     Raises:
-        InputError: an episode of other settings is in the way, or a file.
+        ConfigError: more episodes than a seed has, or an expert that cannot be had.
+        InputError: an episode of other settings is in the way, or a file; or the disk has too
+            little room.
         EpisodeWriteError: the disk is full.
         SimulationError: the expert fails too often to get there.
     """
+    if not 1 <= episodes <= MAX_EPISODES:
+        raise ConfigError("--episodes", f"1 to {MAX_EPISODES}", str(episodes))
     check_folder(recorder.out)
     asked = shard.episodes(episodes)
-    total, missing = Recording(), []
-    for index in asked:
-        if (one := recorder.existing(index)) is not None:
-            total.count(one)
-        else:
-            missing.append(index)
+    there = [one for index in asked if (one := recorder.existing(index)) is not None]
+    found = {one.index for one in there}
+    missing = [index for index in asked if index not in found]
+    total = Recording()
+    for one in there:
+        total.count(one)
     with progress(f"record {recorder.task_name}", len(asked), "episode") as bar:
-        bar.continue_at(len(total.kept))
-        for one in _fresh(recorder, missing, workers, executor, stop):
+        bar.continue_at(len(there))
+        run = partial(_run, recorder, missing, workers, executor, stop)
+        for one in _checked_for_room(recorder, there, missing, run):
             total.count(one)
             if one.path is None:
                 raise _given_up(recorder, total, one)
@@ -115,17 +140,48 @@ def record(
     return total
 
 
-def _fresh(
+def _checked_for_room(
+    recorder: Recorder,
+    there: list[Recorded],
+    missing: list[int],
+    run: Callable[[], Iterator[Recorded]],
+) -> Iterator[Recorded]:
+    """Run what is missing; the disk is measured against what is there, else the first episode."""
+    if not missing:
+        return
+    room = Room(recorder.out, len(missing))
+    path = next((one.path for one in there), None)
+    if path is not None:
+        room.require(path)
+    else:
+        env, _ = recorder.open_env()  # what is wrong with it shows before any worker starts
+        room.announce(env)
+        if recorder.config.noise.sigma and not recorder.is_noisy(env):
+            told = "%s: no noise is laid over its commands, which are no joint positions"
+            LOG.info(told, recorder.task_name)
+        env.close()
+    for done, one in enumerate(run(), 1):
+        yield one
+        if path is None and one.path is not None and done < len(missing):
+            path = one.path
+            room.require(path, done)
+
+
+def _run(
     recorder: Recorder,
     missing: list[int],
-    workers: int,
+    workers: int | None,
     executor: Executor,
     stop: Callable[[], bool],
 ) -> Iterator[Recorded]:
-    if not missing:
-        return iter(())
-    workers = min(workers, len(missing))
-    return run_episodes(recorder, missing, workers=workers, stop=stop)
+    if executor == "processes":
+        workers = min(workers or 1, len(missing))
+        return run_episodes(recorder, missing, workers=workers, stop=stop)
+    from teamvla.record.ray_cluster import run_on_ray
+
+    # Nodes have current folders of their own.
+    shared = replace(recorder, out=recorder.out.absolute())
+    return run_on_ray(shared, missing, workers=workers, stop=stop)
 
 
 def _given_up(recorder: Recorder, total: Recording, one: Recorded) -> SimulationError:

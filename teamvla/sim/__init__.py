@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-import gymnasium
+from teamvla.sim.graphics import import_simulator
+from teamvla.sim.registration import register
 
 if TYPE_CHECKING:
     from teamvla.sim.env import TwoArmEnv, make_env
@@ -36,17 +36,14 @@ _HOMES = {
     "TaskConfig": "teamvla.sim.tasks",
     "TwoArmTaskConfig": "teamvla.sim.tasks",
 }
-_LIFT_ID = "teamvla/TwoArmLift-v0"
 
-# The entry point is a string: MuJoCo is imported when an environment is made.
-if _LIFT_ID not in gymnasium.registry:
-    gymnasium.register(_LIFT_ID, entry_point="teamvla.sim.env:TwoArmEnv")
+register()  # the ids; MuJoCo is imported when an environment is made
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(import_simulator(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

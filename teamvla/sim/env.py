@@ -33,6 +33,7 @@ _SETTLE_STEPS = 25
 _OVERVIEW_SIZE = (240, 320)
 _OVERVIEW_SAMPLES = 2
 _PER_ARM = len(JOINTS) + 1
+_SPOILT = -1  # the stage of an episode that cannot succeed any more
 _SLACK_RAD = 0.5  # joint limits are soft: a measured angle may overshoot
 
 
@@ -59,7 +60,7 @@ class TwoArmEnv(RobotEnv):
     Attributes:
         contract: what the numbers mean.
         world: the physics, for experts and tests.
-        stage: how many of the task's stages are reached.
+        stage: how many of the task's stages are reached; -1 once the episode is spoilt.
         edits: changes that are made to every episode's scene before it is compiled; they
             draw from a generator of their own, so that all else stays as it is without.
     """
@@ -136,6 +137,11 @@ class TwoArmEnv(RobotEnv):
         return Expert(self.world, self._kinematics, self.task.script, self.config.expert)
 
     @property
+    def segments(self) -> dict[str, int]:
+        """Numbers in fields ``seg_X``, by the name of what is seen; the same in each episode."""
+        return dict(self._cameras.segments.numbers)
+
+    @property
     def instruction(self) -> str:
         """The phrasing drawn for this episode."""
         self._require_reset()
@@ -190,7 +196,9 @@ class TwoArmEnv(RobotEnv):
     def _judge(self) -> bool:
         """Go on to the next stage if it is reached; whether success counts at this step."""
         stages = len(self.task.stages)
-        if self.stage < stages and self.task.reached(self.world, self.stage):
+        if self.stage == _SPOILT or self.task.spoilt(self.world):
+            self.stage = _SPOILT
+        elif self.stage < stages and self.task.reached(self.world, self.stage):
             self.stage += 1
         return self.stage == stages and self.task.success(self.world)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from teamvla.sim.world import FloatArray, World
 
 OPEN, CLOSED = 0.0, 1.0
+_PATIENCE = 1  # steps for which a guard may be false without consequence
 _PEAK_OVER_MEAN = 1.6  # a minimum-jerk motion peaks at 1.875 times its mean speed
 
 
@@ -33,6 +34,7 @@ class ExpertConfig(Settings):
     )
     turn_speed: float = Field(default=1.5, gt=0, description="Speed of turning a tool, rad/s.")
     close_steps: int = Field(default=8, ge=1, description="Steps that a gripper gets to close.")
+    open_steps: int = Field(default=5, ge=1, description="Steps that a gripper gets to open.")
     hold_steps: int = Field(default=12, ge=1, description="Steps of standing still at the end.")
 
 
@@ -45,17 +47,29 @@ class Target:
     grip: float
 
 
+#: A target, or how to get it from the arm's present one; asked when the move begins.
+Goal = Target | Callable[[Target], Target]
+
+
 @dataclass(frozen=True)
 class Move:
-    """One motion of one or both arms; an arm without a target stands still.
+    """One motion of one or both arms; an arm without a goal stands still.
 
-    Exactly one of ``speed`` (m/s) and ``steps`` says how long it takes.
+    Attributes:
+        phase: name of what is being done, as episodes record it.
+        targets: arm -> where its tool should be in the end; both arms arrive together.
+        speed: about the greatest of the faster tool, m/s; ``free_speed`` if left out.
+        steps: how long it takes, instead of ``speed``.
+        guard: looked at before each step; the move is broken off where it stands once this
+            was false twice running (under noise a finger may lose touch for one step). The
+            script goes on with its next move and decides there what to do about it.
     """
 
     phase: str
-    targets: Mapping[str, Target]
+    targets: Mapping[str, Goal]
     speed: float | None = None
     steps: int | None = None
+    guard: Callable[[], bool] | None = None
 
 
 #: Yields moves; each is asked for when the one before is over, so a script that looks at
@@ -95,6 +109,7 @@ class Expert:
         for arm in ARMS:
             position, rotation = self._kinematics.tool(arm, self._joints[arm])
             self._targets[arm] = Target(position, yaw_of(rotation), OPEN)
+        self._reached: dict[str, Target] = {}
         self._ticks = self._play()
 
     def act(self, obs: Mapping[str, Any]) -> list[NDArray[np.float32]]:
@@ -106,38 +121,53 @@ class Expert:
         Raises:
             SimulationError: the script leads out of an arm's reach.
         """
+        next(self._ticks, None)
+        commands = []
+        for arm, target in self._targets.items():
+            if target is not self._reached.get(arm):  # an arm that stands still needs no solving
+                self._joints[arm] = self._solved(arm, target)
+                self._reached[arm] = target
+            commands.append(np.append(self._joints[arm], target.grip).astype(np.float32))
+        return commands
+
+    def _solved(self, arm: str, target: Target) -> FloatArray:
         from teamvla.sim.kinematics import pointing_down
 
-        next(self._ticks, None)
-        actions = []
-        for arm, target in self._targets.items():
-            facing = pointing_down(target.yaw)
-            joints = self._kinematics.solve(arm, self._joints[arm], target.position, facing)
-            self._joints[arm] = joints
-            actions.append(np.append(joints, target.grip).astype(np.float32))
-        return actions
+        facing = pointing_down(target.yaw)
+        return self._kinematics.solve(arm, self._joints[arm], target.position, facing)
 
     def _play(self) -> Iterator[None]:
         """Advance the targets by one control step a time until the script is over."""
         for move in self._script(self._world):
             start = dict(self._targets)
-            steps = move.steps or self._duration(move, start)
+            goals = {arm: _resolved(goal, start[arm]) for arm, goal in move.targets.items()}
+            steps = move.steps or self._duration(move, start, goals)
+            doubts = 0
             for step in range(1, steps + 1):
+                doubts = doubts + 1 if move.guard and not move.guard() else 0
+                if doubts > _PATIENCE:
+                    break
                 self.phase = move.phase
-                for arm, goal in move.targets.items():
+                for arm, goal in goals.items():
                     self._targets[arm] = _between(start[arm], goal, step / steps)
                 yield
 
-    def _duration(self, move: Move, start: Mapping[str, Target]) -> int:
+    def _duration(
+        self, move: Move, start: Mapping[str, Target], goals: Mapping[str, Target]
+    ) -> int:
         speed = move.speed or self._config.free_speed
         seconds = max(
             max(
                 float(np.linalg.norm(goal.position - start[arm].position)) / speed,
                 abs(goal.yaw - start[arm].yaw) / self._config.turn_speed,
             )
-            for arm, goal in move.targets.items()
+            for arm, goal in goals.items()
         )
         return max(1, math.ceil(_PEAK_OVER_MEAN * CONTROL_HZ * seconds))
+
+
+def _resolved(goal: Goal, present: Target) -> Target:
+    return goal if isinstance(goal, Target) else goal(present)
 
 
 def _between(start: Target, goal: Target, fraction: float) -> Target:

@@ -20,6 +20,7 @@ _LONGEST_STEP = 0.2  # rad, of one joint in one iteration
 _ITERATIONS = 30
 _CLOSE_ENOUGH = 1e-4
 _TOLERANCE_M = 0.005
+_TOLERANCE_RAD = 0.1
 
 
 class InverseKinematics:
@@ -57,7 +58,8 @@ class InverseKinematics:
         """Angles, float[6] rad within limits, near ``start`` that reach the pose.
 
         Raises:
-            SimulationError: they would miss the position by more than 5 mm.
+            SimulationError: they would miss the position by more than 5 mm, or the rotation
+                by more than 0.1 rad.
         """
         low, high = self._world.arms[arm].limits.T
         joints = np.clip(start, low, high)
@@ -66,15 +68,23 @@ class InverseKinematics:
             if np.abs(error).max() < _CLOSE_ENOUGH:
                 return joints
             joints = np.clip(joints + self._step(arm, error), low, high)
-        miss = float(np.linalg.norm(self._error(arm, joints, position, rotation)[:3]))
-        if miss > _TOLERANCE_M:
+        self._require_reached(arm, joints, position, rotation)
+        return joints
+
+    def _require_reached(
+        self, arm: str, joints: FloatArray, position: FloatArray, rotation: FloatArray
+    ) -> None:
+        at, facing = self.tool(arm, joints)
+        miss = float(np.linalg.norm(position - at))
+        cosine = 0.5 * (float(np.sum(rotation * facing)) - 1.0)
+        turn = float(np.arccos(np.clip(cosine, -1.0, 1.0)))
+        if not (miss <= _TOLERANCE_M and turn <= _TOLERANCE_RAD):  # a NaN is out of reach, too
             raise SimulationError(
                 f"arm {arm}: target ({', '.join(f'{x:.3f}' for x in position)}) m",
                 "a point within reach",
-                f"one that is missed by {1000 * miss:.0f} mm",
+                f"one that is missed by {1000 * miss:.0f} mm and {turn:.2f} rad",
                 "Move the object nearer or narrow the task's ranges",
             )
-        return joints
 
     def _error(
         self, arm: str, joints: FloatArray, position: FloatArray, rotation: FloatArray
@@ -108,9 +118,8 @@ def pointing_down(yaw: float) -> FloatArray:
     Its x axis (approach) is world -z; its y axis (along which the fingers close) lies in
     the horizontal plane, ``yaw`` rad from world x. float[3, 3].
     """
-    closing = np.array([np.cos(yaw), np.sin(yaw), 0.0])
-    approach = np.array([0.0, 0.0, -1.0])
-    return np.stack([approach, closing, np.cross(approach, closing)], axis=1)
+    cosine, sine = float(np.cos(yaw)), float(np.sin(yaw))
+    return np.array([[0.0, cosine, sine], [0.0, sine, -cosine], [-1.0, 0.0, 0.0]])
 
 
 def yaw_of(rotation: FloatArray) -> float:

@@ -79,7 +79,8 @@ JOINTS = (
 class View:
     """A camera: where it stands, what it looks at (m) and its field of view.
 
-    Places are in the world's frame, or in that of the body it is mounted on.
+    Places and directions are in the world's frame, or in that of the body it is mounted on.
+    ``up`` is the direction that points upward in the picture.
     """
 
     name: str
@@ -87,17 +88,22 @@ class View:
     target: Vector
     fovy_deg: float
     body: str = ""
+    up: Vector = (0.0, 0.0, 1.0)
 
 
 #: The arms' cameras stand between them and above, where no arm hides its own work.
 CAMERA_FIELDS = ("rgb_a", "rgb_b")
+WRIST_FIELDS = ("rgb_wrist_a", "rgb_wrist_b")
+TOP_FIELD = "rgb_top"
+#: Before the hand, looking along the fingers, which reach into the picture from below.
+_ON_WRIST: tuple[Vector, Vector, float] = ((0.0, 0.0, 0.06), (0.13, 0.0, 0.03), 85.0)
 VIEWS = (
     View("rgb_a", (0.05, 0.02, 0.85), (0.45, 0.15, 0.03), 48.0),
     View("rgb_b", (0.05, -0.02, 0.85), (0.45, -0.15, 0.03), 48.0),
-    View("rgb_top", (0.42, 0.0, 1.35), (0.421, 0.0, 0.0), 48.0),
+    View(TOP_FIELD, (0.40, 0.0, 1.35), (0.40, 0.0, 0.0), 48.0, up=(1.0, 0.0, 0.0)),
     View("overview", (1.55, -0.95, 1.02), (0.27, -0.03, 0.06), 41.0),
-    View("rgb_wrist_a", (-0.02, 0.0, 0.07), (0.085, 0.0, 0.0), 75.0, "a_l6"),
-    View("rgb_wrist_b", (-0.02, 0.0, 0.07), (0.085, 0.0, 0.0), 75.0, "b_l6"),
+    View("rgb_wrist_a", *_ON_WRIST, "a_l6"),
+    View("rgb_wrist_b", *_ON_WRIST, "b_l6"),
 )
 
 
@@ -188,7 +194,7 @@ def _add_camera(world: Element, view: View) -> None:
     assert home is not None
     back = np.subtract(view.position, view.target)
     back /= np.linalg.norm(back)
-    right = np.cross((0.0, 0.0, 1.0), back)
+    right = np.cross(view.up, back)
     right /= np.linalg.norm(right)
     axes = (*right, *np.cross(back, right))
     add(home, "camera", name=view.name, pos=view.position, xyaxes=axes, fovy=view.fovy_deg)
@@ -267,7 +273,8 @@ def _add_gripper(hand: Element, arm: str) -> None:
     for finger, side in ((f"{arm}_f1", 1.0), (f"{arm}_f2", -1.0)):
         body = add(hand, "body", name=finger, pos=(0.025, 0.0, 0.0), gravcomp=1)
         slide = {"type": "slide", "axis": (0.0, side, 0.0), "range": (0.0, MAX_OPENING)}
-        add(body, "joint", name=finger, **slide, armature=0.02, damping=5)
+        # Lighter fingers chatter against what they hold at 5 ms steps, and lose it.
+        add(body, "joint", name=finger, **slide, armature=0.05, damping=5)
         pad = {"size": (0.035, 0.006, 0.012), "pos": (0.035, side * 0.006, 0.0)}
         add(body, "geom", name=finger, class_="finger", type="box", **pad)
 

@@ -58,9 +58,12 @@ def contract_of(episode: Episode) -> Contract:
 
 
 def join(episode: Episode) -> Joined:
-    """The episode's vectors, its pictures and what is left."""
+    """The episode's vectors, its pictures and what is left; ContractError without an arm."""
     contract = contract_of(episode)
     arms = [arm.name for arm in contract.arms]
+    if not arms:
+        got = f"{contract.embodiment}, which has none"
+        raise ContractError(str(episode.path), "arms, whose joints make up the vectors", got)
     measured = all(f"grip_q_{arm}" in episode.fields for arm in arms)
     grip = {arm: episode.fields[f"grip_{arm}"] for arm in arms}
     opening = {

@@ -124,7 +124,9 @@ class Record:
 
     @cached_property
     def arms(self) -> tuple[str, ...]:
-        """Arms with positions and commands of the same shape."""
+        """Arms with positions and commands of the same shape; in rad, as all thresholds are."""
+        if self.contract is not None and self.contract.action == "delta_tool_position":
+            return ()
         return tuple(arm for arm in sorted(arms_of(self.specs)) if self._paired(arm))
 
     def _paired(self, arm: str) -> bool:

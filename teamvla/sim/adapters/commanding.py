@@ -14,6 +14,8 @@ from teamvla.registry import did_you_mean
 from teamvla.sim.adapters.mapping import ActionPart, Factor, split_key
 from teamvla.sim.interface import Action
 
+Floats = NDArray[np.float64]
+
 
 class Commander:
     """Order, scale, offset and clipping of every entry of the action.
@@ -30,56 +32,101 @@ class Commander:
     def __init__(
         self, parts: tuple[ActionPart, ...], contract: Contract, space: Space[Any]
     ) -> None:
-        self._contract, self._space = contract, space
-        fields = _places(contract)
-        chosen = [_chosen(number, part, fields) for number, part in enumerate(parts)]
-        sizes = [len(places) for places in chosen]
-        self._places = np.concatenate(chosen).astype(np.intp)
-        self._scale = _each("scale", [part.scale for part in parts], sizes)
-        self._offset = _each("offset", [part.offset for part in parts], sizes)
-        ends = [part.clip or (-np.inf, np.inf) for part in parts]
-        self._low = _each("clip", [low for low, _ in ends], sizes)
-        self._high = _each("clip", [high for _, high in ends], sizes)
-        self._values = [part.values for part, size in zip(parts, sizes, strict=True)] * 1
-        self._check(sizes)
+        self._space = space
+        self._names = command_names(contract)
+        self._steps = [_Step(f"task.mapping.action[{n}]", p, contract) for n, p in enumerate(parts)]
+        made = sum(len(step.places) for step in self._steps)
+        if made != _length(space):
+            given = f"{made} from {', '.join(part.command for part in parts)}"
+            raise ConfigError("task.mapping.action", f"{_length(space)} entries for {space}", given)
 
     def __call__(self, joined: Action) -> Any:
         """The environment's action.
 
         Raises:
-            SimulationError: not as many finite numbers as a command has, or no choice.
+            SimulationError: not as many finite numbers as a command has, or no choice of
+                the environment.
         """
-        command = self._checked(joined)[self._places] * self._scale + self._offset
-        values = np.clip(command, self._low, self._high)
+        command = self._checked(joined)
+        values = np.concatenate([step(command) for step in self._steps])
         if isinstance(self._space, spaces.Box):
             return values.astype(self._space.dtype).reshape(self._space.shape)
-        numbers = [self._number(at, value) for at, value in enumerate(np.rint(values).tolist())]
-        if isinstance(self._space, spaces.Discrete):
-            return np.int64(numbers[0])
-        return np.array(numbers, self._space.dtype)
+        numbers = np.rint(values).astype(np.int64)
+        action = numbers[0] if isinstance(self._space, spaces.Discrete) else numbers
+        if not self._space.contains(action):
+            raise SimulationError("action", f"a choice of {self._space}", str(action))
+        return action
 
-    def _number(self, at: int, value: float) -> int:
-        known = self._values[at]
-        if not known:
-            return int(value)
-        if not 0 <= value < len(known):
-            raise SimulationError(
-                f"action[{at}]", f"a choice in 0..{len(known) - 1}", f"{value:g}"
-            )
-        return known[int(value)]
-
-    def _checked(self, joined: Action) -> NDArray[np.float64]:
+    def _checked(self, joined: Action) -> Floats:
         command = np.asarray(joined, np.float64)
-        count = self._contract.action_dim
-        if command.shape != (count,):
-            raise SimulationError("action", f"{count} numbers", f"shape {command.shape}")
-        if not np.isfinite(command).all():
-            at = int(np.flatnonzero(~np.isfinite(command))[0])
-            names = [f"{f}[{i}]" for f, p in _places(self._contract).items() for i, _ in enumerate(p)]
-            raise SimulationError(
-                f"action, {names[at]}",
-                "a finite number",
-                str(command[at]),
-                "Check the policy that gave it",
-            )
+        if command.shape != (len(self._names),):
+            expected = f"{len(self._names)} numbers"
+            raise SimulationError("action", expected, f"shape {command.shape}")
+        for name, value in zip(self._names, command.tolist(), strict=True):
+            if not np.isfinite(value):
+                mend = "Check the policy that gave it"
+                raise SimulationError(f"action, {name}", "a finite number", str(value), mend)
         return command
+
+
+class _Step:
+    """One part of the action."""
+
+    def __init__(self, where: str, part: ActionPart, contract: Contract) -> None:
+        self._where, self._values = where, np.array(part.values, np.int64)
+        self.places = _chosen(where, part, command_names(contract))
+        self._scale = _each(where, "scale", part.scale, len(self.places))
+        self._offset = _each(where, "offset", part.offset, len(self.places))
+        self._low, self._high = part.clip or (-np.inf, np.inf)
+
+    def __call__(self, command: Floats) -> Floats:
+        values = np.clip(command[self.places] * self._scale + self._offset, self._low, self._high)
+        if not len(self._values):
+            return values
+        choices = np.rint(values).astype(np.int64)
+        if choices.min() < 0 or choices.max() >= len(self._values):
+            expected = f"a choice in 0..{len(self._values) - 1}"
+            raise SimulationError(self._where, expected, str(choices.tolist()))
+        return self._values[choices].astype(np.float64)
+
+
+def command_names(contract: Contract) -> list[str]:
+    """The field of each entry of a joined command."""
+    names = []
+    for arm in contract.arms:
+        names += [f"action_{arm.name}"] * arm.num_joints + [f"grip_{arm.name}"]
+    return names + [signal.field for signal in contract.action_signals for _ in range(signal.size)]
+
+
+def _chosen(where: str, part: ActionPart, names: list[str]) -> NDArray[np.intp]:
+    _, path, chosen = split_key(part.command)
+    places = np.flatnonzero(np.array(names) == path[0])
+    if not len(places):
+        hint = did_you_mean(path[0], sorted(set(names)))
+        raise ConfigError(where, "a field of the command", repr(path[0]), hint)
+    if chosen is None:
+        return places
+    needed = chosen.stop if isinstance(chosen, slice) else chosen + 1
+    if needed > len(places):
+        raise ConfigError(where, f"entries of the {len(places)} of {path[0]}", repr(part.command))
+    return np.atleast_1d(places[chosen])
+
+
+def _each(where: str, name: str, factor: Factor, count: int) -> Floats:
+    array = np.asarray(factor, np.float64)
+    if array.ndim and len(array) != count:
+        raise ConfigError(f"{where}.{name}", f"one number or {count}", f"{len(array)}")
+    return array
+
+
+def _length(space: Space[Any]) -> int:
+    if isinstance(space, spaces.Discrete):
+        return 1
+    if isinstance(space, spaces.Box | spaces.MultiDiscrete):
+        return int(np.prod(space.shape))
+    raise ConfigError(
+        "task.id",
+        "actions in a Box, Discrete or MultiDiscrete",
+        str(space),
+        "Wrap the environment (task.wrap)",
+    )

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from teamvla.contract import Signal
 from teamvla.errors import SimulationError
-from teamvla.registry import nearest
+from teamvla.registry import did_you_mean
 from teamvla.sim.adapters.mapping import (
     RENDER,
-    Factor,
     FieldMapping,
     PictureMapping,
     Reading,
@@ -36,7 +35,9 @@ class Reader:
     def __init__(self, mapping: FieldMapping, size: tuple[int, int]) -> None:
         self._mapping, self._size = mapping, size
 
-    def read(self, observation: Any, info: Mapping[str, Any], rendered: Array | None) -> Observation:
+    def read(
+        self, observation: Any, info: Mapping[str, Any], rendered: Array | None
+    ) -> Observation:
         """The fields, with the dtypes and shapes of the contract.
 
         Raises:
@@ -51,10 +52,12 @@ class Reader:
                 fields[field] = _picture(field, picture, found, self._size)
         for name, arm in self._mapping.arms.items():
             where = f"arms.{name}"
-            fields[f"q_{name}"] = _vector(f"{where}.q", arm.q, (len(arm.joints),), observation, info)
+            fields[f"q_{name}"] = _vector(
+                f"{where}.q", arm.q, (len(arm.joints),), observation, info
+            )
             if arm.grip_q is not None:
                 closure = _vector(f"{where}.grip_q", arm.grip_q, (), observation, info)
-                fields[f"grip_q_{name}"] = np.clip(closure, np.float32(0), np.float32(1))
+                fields[f"grip_q_{name}"] = np.asarray(closure.clip(0.0, 1.0), np.float32)
         for field, signal in self._mapping.signals.items():
             if signal.key is not None:
                 fields[field] = _signal(field, signal, observation, info)
@@ -91,8 +94,8 @@ def pick(where: str, key: str, observation: Any, info: Mapping[str, Any]) -> Arr
             raise _unfit(where, key, f"keys inside {inside!r}", described(found))
         if step not in found:
             keys = [".".join((*path[:depth], str(name))) for name in found]
-            hint = nearest(".".join(path[: depth + 1]), keys)
-            raise _unfit(where, key, "a key that is there", f"only {', '.join(keys)}", hint)
+            hint = did_you_mean(".".join(path[: depth + 1]), keys)
+            raise _unfit(where, key, "a key that is there", "none like it", hint)
         found = found[step]
     if isinstance(found, Mapping):
         inner = ", ".join(map(str, found))
@@ -107,13 +110,8 @@ def described(value: Any) -> str:
         return f"a dictionary with {', '.join(map(str, value))}"
     array = np.asarray(value)
     if array.dtype.kind in "OUS":
-        return type(value).__name__
+        return "objects" if array.dtype.kind == "O" else "text"
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"
-
-
-def scaled(values: Array, scale: Factor, offset: Factor) -> Array:
-    """``values * scale + offset`` in double precision."""
-    return np.asarray(values.astype(np.float64) * np.asarray(scale) + np.asarray(offset))
 
 
 def _part(where: str, key: str, array: Array, part: int | slice) -> Array:
@@ -144,7 +142,9 @@ def _numbers(
         raise _unfit(where, key, expected, described(array))
     values = _factored(where, array, factors)
     if not np.isfinite(values).all():
-        raise _unfit(where, key, "finite numbers", f"{np.count_nonzero(~np.isfinite(values))} others")
+        raise _unfit(
+            where, key, "finite numbers", f"{np.count_nonzero(~np.isfinite(values))} others"
+        )
     low, high = kind.limits
     if values.size and not (low <= values.min() and values.max() <= high):
         raise _unfit(where, key, f"{low:g}..{high:g}", f"{values.min():g}..{values.max():g}")
@@ -153,21 +153,18 @@ def _numbers(
 
 
 def _factored(where: str, array: Array, factors: Reading | SignalMapping) -> Array:
-    try:
-        values = scaled(array, factors.scale, factors.offset)
-    except ValueError:
-        values = np.empty(0)
-    if values.shape != array.shape:
-        counts = [np.size(factors.scale), np.size(factors.offset)]
-        raise SimulationError(
-            f"task.mapping.{where}", f"scale and offset for {array.shape}", f"{counts} numbers"
-        )
-    return values
+    counts = [np.size(factor) for factor in (factors.scale, factors.offset)]
+    if any(count not in (1, array.size) for count in counts):
+        expected = f"scale and offset for {array.size} entries"
+        got = " and ".join(map(str, counts))
+        raise SimulationError(f"task.mapping.{where}", expected, got)
+    scale, offset = (np.asarray(f, np.float64) for f in (factors.scale, factors.offset))
+    return np.asarray(array.astype(np.float64) * scale + offset)
 
 
 def _picture(field: str, picture: PictureMapping, found: Array, size: tuple[int, int]) -> Array:
     where, key = f"pictures.{field}", str(picture.key)
-    order = picture.layout.upper().replace("", ",").strip(",").replace("C", "3")
+    order = "H,W,3" if picture.layout == "hwc" else "3,H,W"
     array = found.transpose(1, 2, 0) if picture.layout == "chw" and found.ndim == 3 else found
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "fiu":
         raise _unfit(where, key, f"a picture [{order}]", described(found))

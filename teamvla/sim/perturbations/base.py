@@ -38,7 +38,7 @@ class Perturbation:
         self.strength = strength
 
     def attach(self, env: RobotEnv) -> None:
-        """Called once; SimulationError if the environment has nothing to perturb."""
+        """Called once; ConfigError if the environment has nothing to perturb."""
 
     def begin(self, env: RobotEnv, rng: np.random.Generator) -> None:
         """An episode has been reset."""
@@ -115,7 +115,7 @@ def perturbed(env: RobotEnv, strengths: Mapping[str, float]) -> RobotEnv:
     """``env`` with all of these perturbations at once; itself if there are none.
 
     Raises:
-        SimulationError: the environment has nothing that one of them could perturb.
+        ConfigError: the environment has nothing that one of them could perturb.
     """
     wanted = [(name, PERTURBATIONS.get(name)(strength)) for name, strength in strengths.items()]
     return reduce(lambda inner, one: PerturbedEnv(inner, *one), wanted, env)
@@ -205,8 +205,8 @@ def _no_state() -> SimulationError:
     return SimulationError("state", expected, got, "Reset it with the same seed instead.")
 
 
-def unfit(name: str, expected: str, env: RobotEnv, names: Sequence[str] = ()) -> SimulationError:
+def unfit(name: str, expected: str, env: RobotEnv, names: Sequence[str] = ()) -> ConfigError:
     """The error of a perturbation that finds nothing in ``env`` to perturb."""
     others = f"Others may fit: {', '.join(names)}." if names else ""
     got = f"{type(env).__name__} of embodiment {env.contract.embodiment}"
-    return SimulationError(f"perturbation {name}", expected, got, others)
+    return ConfigError(f"perturbation {name}", expected, got, others)

@@ -77,6 +77,12 @@ class CameraConfig(Settings):
 
     height: int = Field(default=64, ge=8, le=2048, description="Rows of a picture.")
     width: int = Field(default=64, ge=8, le=2048, description="Columns of a picture.")
+    wrist: bool = Field(default=False, description="A camera on each wrist as well.")
+    top: bool = Field(default=False, description="A camera above the table as well.")
+    depth: bool = Field(default=False, description="Depth of every camera, from the same rays.")
+    segmentation: bool = Field(
+        default=False, description="What every pixel shows, from the same rays."
+    )
     renderer: Literal["ray", "gl"] = Field(
         default="ray",
         description="ray: cast in NumPy, runs anywhere; gl: OpenGL, needs EGL or OSMesa.",
@@ -163,9 +169,22 @@ class Task(ABC):
         """Whether ``stages[stage]``, the next one, is reached at this very step."""
         return True
 
+    def spoilt(self, world: World) -> bool:
+        """Whether what is so at this very step rules success out for the rest of the episode."""
+        return False
+
     def words(self, variation: Variation, phrasing: str) -> str:
         """The instruction that ``phrasing`` gives for what was drawn."""
         return phrasing
+
+    def other_instructions(self, variation: Variation) -> tuple[str, ...]:
+        """Instructions that mean something else here: by default those of other tasks."""
+        others = [name for name in ("lift", "handoff", "drawer") if name != self.config.name]
+        return tuple(w for name in others for w in TASKS.get(name).Config().instructions)
+
+    def locked(self, step: int) -> bool:
+        """Whether the arms' brakes are on, ``step`` steps after the reset: no command is heard."""
+        return False
 
     def show(self, world: World, variation: Variation, step: int) -> None:
         """Change what is seen, never what happens, at ``step`` steps after the reset."""
@@ -205,9 +224,20 @@ _JITTERED = (*CAMERA_FIELDS, "rgb_top")
 
 def solver(config: PhysicsConfig) -> Physics:
     """The scene's physics that the settings ask for."""
-    return Physics(config.timestep_ms / 1000, config.integrator)
+    integrator = "Euler" if config.integrator == "euler" else config.integrator
+    return Physics(config.timestep_ms / 1000, integrator)
 
 
 TASKS: Registry[type[EnvironmentKind]] = Registry(
-    "task", {"lift": "teamvla.sim.tasks.lift:LiftTask"}, "teamvla.tasks"
+    "task",
+    {
+        "lift": "teamvla.sim.tasks.lift:LiftTask",
+        "handoff": "teamvla.sim.tasks.handoff:HandoffTask",
+        "drawer": "teamvla.sim.tasks.drawer:DrawerTask",
+        "sort": "teamvla.sim.tasks.sort:SortTask",
+        "recall": "teamvla.sim.tasks.recall:RecallTask",
+        "driving": "teamvla.sim.driving.task:DrivingTask",
+        "gymnasium": "teamvla.sim.adapters.task:GymnasiumTask",
+    },
+    "teamvla.tasks",
 )

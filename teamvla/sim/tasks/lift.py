@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from teamvla.config.settings import Settings
-from teamvla.sim.experts import CLOSED, OPEN, Move, Target
+from teamvla.sim.experts import OPEN, Goal, Move, Target
 from teamvla.sim.scene import ARMS, Element, add, paint
+from teamvla.sim.skills import gripped, raised, released
 from teamvla.sim.tasks.base import Factor, Phrasing, Span, Task, TwoArmTaskConfig, Variation
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ _PARTS = ("tray", "handle_a", "handle_b")
 _GRASP_Z = 0.016  # of the tools above the tray's centre, m
 _CLEARANCE_Z = 0.12  # of the tools above the handles before they go down, m
 _RAISE_Z = 0.20  # how far the expert lifts, m
+_LOST_M = 0.03  # a tool this far from its handle has lost it
 # A parallel gripper could take a handle in two ways half a turn apart. Each arm always
 # uses the one that turns its wrist less: were the nearer one chosen anew every time, the
 # demonstrations would jump where the tray's yaw is 0.
@@ -143,18 +146,37 @@ class LiftTask(Task):
 
     def script(self, world: World) -> Iterator[Move]:
         pace = self.config.expert
-        above = np.array([0.0, 0.0, _GRASP_Z + _CLEARANCE_Z])
-        yield Move("approach", _grasps(world, above, OPEN), speed=pace.free_speed)
-        # The tray is looked at again: something may have moved it on the way.
-        grasp = np.array([0.0, 0.0, _GRASP_Z])
-        reached = _grasps(world, grasp, OPEN)
-        yield Move("descend", reached, speed=pace.careful_speed)
-        closed = {arm: Target(goal.position, goal.yaw, CLOSED) for arm, goal in reached.items()}
-        yield Move("close", closed, steps=pace.close_steps)
-        up = np.array([0.0, 0.0, _RAISE_Z])
-        raised = {arm: Target(goal.position + up, goal.yaw, CLOSED) for arm, goal in closed.items()}
-        yield Move("lift", raised, speed=pace.careful_speed)
-        yield Move("hold", raised, steps=pace.hold_steps)
+
+        def kept() -> bool:
+            return all(_keeps(world, arm) for arm in ARMS)
+
+        while True:
+            yield from self._take(world)
+            yield Move("lift", _both(raised(_RAISE_Z)), speed=pace.careful_speed, guard=kept)
+            if kept():
+                yield Move("hold", {}, steps=pace.hold_steps, guard=kept)
+            while self.success(world):
+                yield Move("hold", {}, steps=pace.hold_steps)
+            # A tray that is let go up here would fall and roll away.
+            yield Move("lower", _both(_lowered), speed=pace.free_speed)
+            yield from self._draw_back()
+
+    def _take(self, world: World) -> Iterator[Move]:
+        """Take both handles, as often as it takes."""
+        pace = self.config.expert
+        while True:
+            yield Move("approach", _grasps(world, _CLEARANCE_Z), speed=pace.free_speed)
+            # The tray is looked at again: something may have moved it on the way.
+            yield Move("descend", _grasps(world), speed=pace.careful_speed)
+            yield Move("close", _both(gripped), steps=pace.close_steps)
+            if all(_keeps(world, arm) for arm in ARMS):
+                return
+            yield from self._draw_back()
+
+    def _draw_back(self) -> Iterator[Move]:
+        pace = self.config.expert
+        yield Move("release", _both(released), steps=pace.open_steps)
+        yield Move("withdraw", _both(raised(_CLEARANCE_Z)), speed=pace.free_speed)
 
     def _fingers(self, world: World, arm: str) -> int:
         return world.fingers_on(arm, world.geoms(f"handle_{arm}"))
@@ -173,11 +195,31 @@ def _handle(arm: str, position: FloatArray, rotation: FloatArray) -> FloatArray:
     return np.asarray(position + along + above)
 
 
-def _grasps(world: World, offset: FloatArray, grip: float) -> dict[str, Target]:
-    """Targets of both tools, ``offset`` from the centres of the handles as they lie now."""
+def _grasps(world: World, above: float = 0.0) -> dict[str, Goal]:
+    """Targets of both tools, open, ``above`` m over the handles as they lie now."""
     position, rotation = world.pose("tray")
     yaw = float(np.arctan2(rotation[1, 0], rotation[0, 0]))
+    rise = np.array([0.0, 0.0, above])
     return {
-        arm: Target(position + rotation[:, 1] * _HANDLE_Y[arm] + offset, yaw + _BRANCH[arm], grip)
+        arm: Target(_handle(arm, position, rotation) + rise, yaw + _BRANCH[arm], OPEN)
         for arm in ARMS
     }
+
+
+def _keeps(world: World, arm: str) -> bool:
+    """Whether the handle is still where ``arm`` took it.
+
+    Touch says less: two arms that pull at one tray make single fingers lose it for a moment.
+    """
+    gap = world.tool(arm) - _handle(arm, *world.pose("tray"))
+    return bool(np.linalg.norm(gap) < _LOST_M)
+
+
+def _lowered(target: Target) -> Target:
+    """The same place, down where the tray lies on the table."""
+    x, y, _ = target.position
+    return replace(target, position=np.array([x, y, _REST_Z + _GRASP_Z]))
+
+
+def _both(goal: Goal) -> dict[str, Goal]:
+    return dict.fromkeys(ARMS, goal)

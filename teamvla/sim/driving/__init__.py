@@ -1,0 +1,1 @@
+"""Driving: a road with traffic, an ego vehicle with cameras, LiDAR, radar and IMU."""
