@@ -192,11 +192,11 @@ def worker_rows() -> list[Row]:
     ]
 
 
-def aloha(env: gymnasium.Env[Any, Any]) -> float:
+def aloha(env: gymnasium.Env[Any, Any], steps: int = STEPS) -> float:
     """Steps of gym-aloha's own interface."""
     env.reset(seed=0)
     still = np.zeros(14, np.float32)
-    return rate(lambda: env.step(still))
+    return rate(lambda: env.step(still), steps)
 
 
 def aloha_bare() -> float:
@@ -210,7 +210,7 @@ def aloha_bare() -> float:
 def aloha_gl() -> float:
     import gym_aloha  # noqa: F401 - registers the ids
 
-    return aloha(gymnasium.make(ALOHA, disable_env_checker=True))
+    return aloha(gymnasium.make(ALOHA, disable_env_checker=True), STEPS // 8)
 
 
 def other_rows() -> list[Row]:

@@ -33,7 +33,9 @@ from teamvla.sim.tasks import TwoArmTaskConfig
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "README.md"
 FORMATS, CODES_PAGE, PYTHON = (ROOT / "docs" / f"{n}.md" for n in ("formats", "codes", "python"))
-ROBOT, RECORDING = (ROOT / "docs" / f"{n}.md" for n in ("your_robot", "recording"))
+ROBOT, RECORDING, SIMULATION = (
+    ROOT / "docs" / f"{n}.md" for n in ("your_robot", "recording", "simulation")
+)
 DOCS = [ROOT / "README.md", CONFIGS, *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -365,7 +367,7 @@ def test_the_fields_of_a_step_are_those_of_the_schema():
 
 def test_the_metadata_keys_are_those_of_a_recorded_episode(lift_root):
     listed = {name_in(row[0]) for row in tables(FORMATS)["Metadata"]}
-    not_always = {"json_fields", "ragged_fields", "failed_attempts"}
+    not_always = {"json_fields", "ragged_fields", "failed_attempts", "segments"}
     assert listed == {*read_meta(find_episodes(lift_root)[0])} | not_always
 
 
@@ -385,7 +387,9 @@ def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint(small_pro
 # Code.
 
 
-@pytest.mark.parametrize("page", [PYTHON, FORMATS, ROBOT, RECORDING], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [PYTHON, FORMATS, ROBOT, RECORDING, SIMULATION], ids=lambda page: page.name
+)
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ from teamvla.record import ActionNoise, NoiseConfig, RecordConfig, Recorder, rec
 from teamvla.record.noise import joint_places
 from teamvla.rollout import rollout
 from teamvla.seeds import Domain, reset_seed
+from teamvla.sim.tasks import TwoArmTaskConfig
 
 
 def recorder(out: Path, *, trouble: str = "", seed: int = 0, **config: object) -> Recorder:
@@ -292,3 +293,13 @@ def test_an_id_stands_alone(tmp_path, capsys):
 
 def test_the_contract_of_the_small_environment_has_every_kind_of_field():
     assert CONTRACT.command_sizes == (3, 2, 1)
+
+
+def test_the_numbers_of_a_segmentation_are_named_in_the_file(tmp_path):
+    small = {"height": 8, "width": 8, "segmentation": True}
+    task = TwoArmTaskConfig.model_validate({"camera": small, "max_steps": 1})
+    record(Recorder(task, RecordConfig(keep_failures=True), tmp_path, 0), 1)
+    episode = read_episode(tmp_path / "lift" / "s0-000000.npz")
+    names = episode.meta["segments"]
+    assert set(np.unique(episode.fields["seg_a"])) <= {0, *names.values()}
+    assert {"tray", "gripper_a"} <= set(names)

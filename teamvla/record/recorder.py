@@ -240,6 +240,8 @@ class _Worker:
             meta["noise"] = recorder.config.noise.model_dump(mode="json")
         if failures:
             meta["failed_attempts"] = failures
+        if any(name.startswith("seg_") for name in first):
+            meta["segments"] = dict(getattr(self._env, "segments", {}))
         writer.start_episode(meta | self._state())
 
     def _state(self) -> dict[str, Any]:

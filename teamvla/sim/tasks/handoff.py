@@ -75,6 +75,7 @@ class HandoffPace(ExpertConfig):
 class HandoffConfig(TwoArmTaskConfig):
     """The handoff task. Spans are the ends of a uniform distribution."""
 
+    name: str = Field(default="handoff", description="Which task.")
     instructions: tuple[Phrasing, ...] = Field(
         default=(
             "hand the bar over and lay it on the disc",
