@@ -64,6 +64,7 @@ class DrawerReward(Settings):
 class DrawerConfig(TwoArmTaskConfig):
     """The drawer task. Spans are the ends of a uniform distribution."""
 
+    name: str = Field(default="drawer", description="Which task.")
     instructions: tuple[Phrasing, ...] = Field(
         default=(
             "open the drawer and put the block inside",
