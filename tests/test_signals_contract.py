@@ -433,7 +433,7 @@ def test_the_commands_take_such_episodes(tmp_path: Path, kind: str, capsys: Any)
     write(tmp_path, contract, [*steps, step(5, timestamp=40 / contract.control_hz)])
     assert run(["validate", str(tmp_path), "-q"]) == 0
     assert run(["validate", str(tmp_path), "-q", "--quick"]) == 0
-    assert run(["stats", str(tmp_path), "-q"]) == 0
+    assert run(["stats", str(tmp_path), "-q", "--out", str(tmp_path / "page.html")]) == 0
     assert STEPS[kind][0].signals[0].field in capsys.readouterr().out
 
 
