@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,9 @@ from teamvla.cli.options import (
 from teamvla.errors import ConfigError
 from teamvla.files import check_folder, write_json
 from teamvla.interrupts import graceful_stop
+
+#: reasons of episodes that broke off that are printed
+_SHOWN = 3
 
 if TYPE_CHECKING:
     from teamvla.config import Project
@@ -52,7 +56,7 @@ def evaluate(
             "--perturb",
             metavar="NAME[=STRENGTH]",
             help="Play the same states again, made harder; repeatable, A+B is both at once, "
-            "all is each alone.",
+            "all is each that fits, alone.",
         ),
     ] = None,
     episodes: Annotated[
@@ -169,24 +173,18 @@ def _plan(
     out: Path | None, device: str | None, set_: list[str] | None,
 ) -> Plan:  # fmt: skip
     from teamvla.evaluation.suites import EvaluationConfig, Suite
-    from teamvla.sim.perturbations import perturbed
     from teamvla.sim.tasks import TaskConfig
 
     who, project, where = _who(checkpoint, actor, task, env, device, set_)
     config = project.section("evaluation", EvaluationConfig)
     suite = Suite(where.section("task", TaskConfig), 0 if seed is None else seed)
-    changes = _changes(perturb or [])
-    if changes:  # what does not fit is told before the first episode
-        probe = suite.open()
-        for strengths in changes.values():
-            perturbed(probe, strengths)
-        probe.close()
-    episodes = episodes or config.episodes
+    changes = _changes(perturb or [], suite)
+    episodes, name = episodes or config.episodes, suite.task.task_name
     if out is None and checkpoint is not None:
-        out = checkpoint.parent / f"eval_{checkpoint.stem}_s{suite.seed}_n{episodes}"
+        out = checkpoint.parent / f"eval_{checkpoint.stem}_{name}_s{suite.seed}_n{episodes}"
     folder = None if out is None else check_folder(out)
     facts: dict[str, Any] = {"checkpoint": str(checkpoint) if checkpoint else None, "actor": actor}
-    facts |= {"task": suite.task.name, "seed": suite.seed}
+    facts |= {"task": name, "seed": suite.seed}
     return Plan(
         who, suite, changes, episodes, workers or config.workers, config.pictures, folder, facts
     )
@@ -215,12 +213,23 @@ def _who(
     return policy, project, project if own else load_task(task, env, None, set_)
 
 
-def _changes(asked: list[str]) -> dict[str, dict[str, float]]:
-    """Strengths of each row, by what was asked for."""
-    from teamvla.sim.perturbations import PERTURBATIONS, parse_perturbations
+def _changes(asked: list[str], suite: Suite) -> dict[str, dict[str, float]]:
+    """Strengths of each row, by what was asked for.
 
-    rows = [name for text in asked for name in (PERTURBATIONS if text == "all" else [text])]
-    return {name: parse_perturbations(name) for name in rows}
+    Raises:
+        ConfigError: a perturbation does not fit, which is told before the first episode.
+    """
+    from teamvla.sim.perturbations import fitting, parse_perturbations, perturbed
+
+    if not asked:
+        return {}
+    env = suite.open()
+    rows = [name for text in asked for name in (fitting(env) if text == "all" else [text])]
+    changes = {name: parse_perturbations(name) for name in rows}
+    for strengths in changes.values():
+        perturbed(env, strengths)
+    env.close()
+    return changes
 
 
 def _below(score: Score, minimum: float | None) -> bool:
@@ -230,13 +239,19 @@ def _below(score: Score, minimum: float | None) -> bool:
 def _text(style: Style, outcome: Outcome, data: dict[str, Any]) -> str:
     score, minimum = outcome.score, data["min_success"]
     verdict = style.red if _below(score, minimum) else style.green
-    lines = [f"{style.bold('success')}   {verdict(str(score))}"]
+    lines = [
+        f"{style.bold('task')}      {data['task']}",
+        f"{style.bold('success')}   {verdict(str(score))}",
+    ]
     if minimum is not None:
         lines.append(f"{style.bold('asked')}     at least {100 * minimum:.1f} %")
     if score.mean_steps_to_success is not None:
         lines.append(
             f"{style.bold('steps')}     {score.mean_steps_to_success:.0f} to success, on average"
         )
+    failures = Counter(trial.failure for trial in score.trials if trial.failure)
+    for said, count in failures.most_common(_SHOWN):
+        lines.append(style.red(f"broke off {count} x: {said}"))
     lines += _table(style, outcome)
     if data["out"]:
         lines.append(f"{style.bold('report')}    {Path(data['out']) / 'report.json'}")

@@ -59,18 +59,27 @@ def stands_alone(option: str, expected: str, mend: str, *others: object) -> None
 
 
 def load_project(
-    config: str | None, overrides: Sequence[str] | None = None, **session: Any
+    config: str | None,
+    overrides: Sequence[str] | None = None,
+    task: str | None = None,
+    **session: Any,
 ) -> Project:
     """The configuration of a command, with its session options (``None`` leaves one alone).
 
     ``log_level`` of the configuration takes effect unless -q or -v was given.
+
+    Args:
+        task: a shipped configuration whose task takes the place of that of ``config``.
 
     Raises:
         ConfigError: with one line per problem.
     """
     from teamvla.config import Project  # pydantic: ckpt-inspect does without
 
-    project = Project.load(config, overrides or ()).with_session(**session)
+    project = Project.load(config)
+    if task is not None:
+        project = project.transplant("task", Project.load(task))
+    project = project.override(overrides or ()).with_session(**session)
     logger = logging.getLogger("teamvla")
     if logger.level == logging.INFO:
         logger.setLevel(project.session.log_level.upper())

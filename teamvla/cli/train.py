@@ -30,6 +30,10 @@ def train(
         typer.Option("--data", metavar="ROOT", help="Folder of episodes; repeatable."),
     ] = None,
     out: Annotated[Path | None, out_option("runs/TIME")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", "-t", help="What ranks the checkpoints, in place of lift."),
+    ] = None,
     config: Config = None,
     device: Device = None,
     seed: Seed = None,
@@ -53,11 +57,11 @@ def train(
             stands_alone(
                 "--resume", "to stand alone (only --device and --data may go with it)",
                 "A resumed run keeps its own configuration; a longer one starts with --init-from.",
-                out, config, seed, init_from, set_,
+                out, task, config, seed, init_from, set_,
             )  # fmt: skip
             run = resume_run(resume, device, data)
         else:
-            project = load_project(config or "train_bc", set_, seed=seed, device=device)
+            project = load_project(config or "train_bc", set_, task, seed=seed, device=device)
             project = project.replace("dataset", roots=data)
             run = start_run(project, out, init_from)
         finished = bc_trainer.train(run, stop=lambda: bool(stop))

@@ -102,6 +102,14 @@ class Project:
         """The project with ``--set`` items laid over it."""
         return Project(_overridden(self.source, items))
 
+    def transplant(self, section: str, donor: Project) -> Project:
+        """The project with a section of ``donor`` in place of its own."""
+        kept = {k: v for k, v in self.source.data.items() if k != section}
+        marks = {k: v for k, v in self.source.marks.items() if k[:1] != (section,)}
+        given = donor.source
+        theirs = {k: v for k, v in given.marks.items() if k[:1] == (section,)}
+        return Project(Source(kept | {section: given.data[section]}, marks | theirs))
+
     def replace(self, section: str, **values: Any) -> Project:
         """The project with some keys of a section set; ``None`` leaves a key alone."""
         if not isinstance(self._data_at((section,)), dict):

@@ -102,7 +102,7 @@ class Recorder:
     @property
     def task_name(self) -> str:
         """The slug of the task, and the name of the folder of its episodes."""
-        return str(getattr(self.task, "task_name", self.task.name))
+        return self.task.task_name
 
     def episode_id(self, index: int) -> str:
         return f"s{self.seed}-{index:06d}"

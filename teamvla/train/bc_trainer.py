@@ -140,7 +140,7 @@ def _rank(run: Run, weights: Policy, epoch: int, stop: Callable[[], bool]) -> Sc
     """Success of the weights on initial states kept for choosing; None if it was cut short."""
     task = run.project.section("task", TaskConfig)
     suite = Suite(task, run.project.session.seed, seeds.Domain.SELECT)
-    episodes, name = run.config.rollout_episodes, f"rollouts of epoch {epoch}"
+    episodes, name = run.config.rollout_episodes, f"{task.task_name} rollouts of epoch {epoch}"
     actor = OnOneThread(weights.eval())
     score = evaluate_closed_loop(suite, lambda env: actor, episodes, name=name, stop=stop)
     return score if score.episodes == episodes else None

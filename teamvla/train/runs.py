@@ -114,7 +114,7 @@ def open_run(project: Project, folder: Path) -> Run:
     train_loader, val_loader = build_data(dataset)
     data = train_loader.dataset
     if config.rollout_every:
-        _require_simulated(project, data.contract)
+        _require_simulated(project, data.contract, sorted(data.tasks()))
     policy = build_model(project, data.contract, data.statistics).to(device)
     learner = _build_learner(project, config, policy, device, len(train_loader))
     meta = {
@@ -132,8 +132,13 @@ def simulated_contract(project: Project) -> Contract:
     return make_env(project.section("task", TaskConfig)).contract
 
 
-def _require_simulated(project: Project, contract: Contract) -> None:
-    """ContractError unless the policy can be rolled out; it names every setting to change."""
+def _require_simulated(project: Project, contract: Contract, tasks: Sequence[str]) -> None:
+    """Refuse what cannot be rolled out, naming every setting to change.
+
+    Raises:
+        ContractError: the data are another robot's.
+        ConfigError: the data show other tasks than the one that is rolled out.
+    """
     flags = ["--set trainer.rollout_every=0"]
     try:
         require_geometry(project.section("loss", LossConfig), contract)
@@ -141,6 +146,12 @@ def _require_simulated(project: Project, contract: Contract) -> None:
         flags += ["--set loss.sync=0", "--set loss.collision=0"]
     mend = f"To train without rollouts: {' '.join(flags)}."
     contract.require(simulated_contract(project), "the data", "the simulator", mend)
+    task = project.section("task", TaskConfig).task_name
+    if task not in tasks:
+        raise ConfigError(
+            "task, whose rollouts rank the checkpoints", f"one of the data's: {', '.join(tasks)}",
+            task, f"Give --task {tasks[0]}. {mend}",
+        )  # fmt: skip
 
 
 def _dataset_config(project: Project) -> DatasetConfig:

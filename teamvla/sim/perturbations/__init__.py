@@ -4,6 +4,7 @@ from teamvla.sim.perturbations.base import (
     PERTURBATIONS,
     Perturbation,
     PerturbedEnv,
+    fitting,
     parse_perturbations,
     perturbed,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "PERTURBATIONS",
     "Perturbation",
     "PerturbedEnv",
+    "fitting",
     "parse_perturbations",
     "perturbed",
 ]

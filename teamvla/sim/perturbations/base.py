@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -28,17 +28,24 @@ class Perturbation:
         unit: of the strength.
         default: strength if none is told.
         limit: greatest strength. 0 would change nothing and is refused.
+        needs: what an environment must have, if :meth:`fits` asks for something.
     """
 
     unit: ClassVar[str]
     default: ClassVar[float]
     limit: ClassVar[float]
+    needs: ClassVar[str] = "any environment"
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
 
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        """Whether ``env`` has something to perturb."""
+        return True
+
     def attach(self, env: RobotEnv) -> None:
-        """Called once; ConfigError if the environment has nothing to perturb."""
+        """Called once, with an environment that fits."""
 
     def begin(self, env: RobotEnv, rng: np.random.Generator) -> None:
         """An episode has been reset."""
@@ -136,6 +143,8 @@ class PerturbedEnv(RobotEnv):
         self.observation_space, self.action_space = inner.observation_space, inner.action_space
         self.contract: Contract = inner.contract
         self.max_steps = inner.max_steps
+        if not perturbation.fits(inner):
+            raise _unfit(name, perturbation.needs, inner)
         perturbation.attach(inner)
 
     @property
@@ -205,8 +214,11 @@ def _no_state() -> SimulationError:
     return SimulationError("state", expected, got, "Reset it with the same seed instead.")
 
 
-def unfit(name: str, expected: str, env: RobotEnv, names: Sequence[str] = ()) -> ConfigError:
-    """The error of a perturbation that finds nothing in ``env`` to perturb."""
-    others = f"Others may fit: {', '.join(names)}." if names else ""
-    got = f"{type(env).__name__} of embodiment {env.contract.embodiment}"
-    return ConfigError(f"perturbation {name}", expected, got, others)
+def fitting(env: RobotEnv) -> list[str]:
+    """The perturbations that have something in ``env`` to perturb."""
+    return [name for name in PERTURBATIONS if PERTURBATIONS.get(name).fits(env)]
+
+
+def _unfit(name: str, needs: str, env: RobotEnv) -> ConfigError:
+    got = f"{type(env.unwrapped).__name__} of embodiment {env.contract.embodiment}"
+    return ConfigError(f"perturbation {name}", needs, got, f"What fits: {', '.join(fitting(env))}.")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teamvla.sim.interface import RobotEnv
-from teamvla.sim.perturbations.base import PERTURBATIONS, Perturbation, unfit
+from teamvla.sim.perturbations.base import Perturbation
 from teamvla.sim.scene import ARMS, Element, add, paint
 
 _CLEARANCE_M = 0.17  # of a distractor's centre from the middle of anything else
@@ -21,10 +21,14 @@ _PUSH_BETWEEN = (0.05, 0.30)  # of the longest episode: while the arms are on th
 class _Scene(Perturbation):
     """Changes the MJCF of every episode before it is compiled."""
 
+    needs = "the two-arm simulator"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        return hasattr(env.unwrapped, "edits")
+
     def attach(self, env: RobotEnv) -> None:
         inner: Any = env.unwrapped
-        if not hasattr(inner, "edits"):
-            raise unfit(type(self).__name__, "the two-arm simulator", env, _elsewhere())
         self._objects: tuple[str, ...] = inner.task.objects
         inner.edits.append(self.edit)
 
@@ -129,9 +133,11 @@ class Push(Perturbation):
 
     unit, default, limit = "m/s, of its speed", 0.3, 3.0
 
-    def attach(self, env: RobotEnv) -> None:
-        if not hasattr(env.unwrapped, "world"):
-            raise unfit("push", "the two-arm simulator", env, _elsewhere())
+    needs = "the two-arm simulator"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        return hasattr(env.unwrapped, "edits")
 
     def begin(self, env: RobotEnv, rng: np.random.Generator) -> None:
         objects: tuple[str, ...] = self._inner(env).task.objects
@@ -169,8 +175,3 @@ def _free_place(world: Element, rng: np.random.Generator) -> NDArray[np.float64]
         if all(np.linalg.norm(place - other) > _CLEARANCE_M for other in taken):
             return place
     return None
-
-
-def _elsewhere() -> list[str]:
-    """Names of the perturbations that every environment takes, if it has what they spoil."""
-    return [name for name in PERTURBATIONS if PERTURBATIONS.get(name).__module__ != __name__]

@@ -8,16 +8,20 @@ import numpy as np
 
 from teamvla.contract import Contract
 from teamvla.sim.interface import Action, Observation, RobotEnv
-from teamvla.sim.perturbations.base import Perturbation, unfit
+from teamvla.sim.perturbations.base import Perturbation
 
 
 class _Pictures(Perturbation):
     """Changes every picture of an observation, each with draws of its own."""
 
+    needs = "cameras"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        return bool(env.contract.cameras)
+
     def attach(self, env: RobotEnv) -> None:
         self._fields = [camera.field for camera in env.contract.cameras]
-        if not self._fields:
-            raise unfit(type(self).__name__, "cameras", env)
 
     def begin(self, env: RobotEnv, rng: np.random.Generator) -> None:
         self._rng = rng
@@ -55,6 +59,11 @@ class ActionDelay(Perturbation):
     """Commands are carried out so many steps late; until the first one the robot stands still."""
 
     unit, default, limit = "steps", 2.0, 100.0
+    needs = "commands among which one stands still"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        return not any(signal.choices for signal in env.contract.action_signals)
 
     def begin(self, env: RobotEnv, rng: np.random.Generator) -> None:
         self._waiting: deque[Action] | None = None
@@ -77,9 +86,13 @@ class ActionNoise(Perturbation):
 
     unit, default, limit = "standard deviation, rad (or m)", 0.01, 1.0
 
+    needs = "arms"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        return bool(env.contract.arms)
+
     def attach(self, env: RobotEnv) -> None:
-        if not env.contract.arms:
-            raise unfit("action_noise", "arms", env, ["action_delay"])
         size = env.contract.action_dim
         places = range(sum(arm.num_joints + 1 for arm in env.contract.arms))
         grippers = env.contract.grippers

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from teamvla.sim.interface import RobotEnv
-from teamvla.sim.perturbations.base import Perturbation, unfit
+from teamvla.sim.perturbations.base import Perturbation
 
 
 class _Words(Perturbation):
@@ -16,10 +16,11 @@ class _Words(Perturbation):
 
     unit, default, limit = "share of the episodes", 1.0, 1.0
 
-    def attach(self, env: RobotEnv) -> None:
-        self._task: Any = getattr(env.unwrapped, "task", None)
-        if self._task is None:
-            raise unfit(type(self).__name__.lower(), "a two-arm task", env, ["gibberish"])
+    needs = "a task of the two-arm simulator"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        return hasattr(env.unwrapped, "other_instructions")
 
     def begin(self, env: RobotEnv, rng: np.random.Generator) -> None:
         self._now = rng.random() < self.strength
@@ -37,7 +38,7 @@ class Paraphrase(_Words):
     """A phrasing of the same instruction that no demonstration had."""
 
     def choose(self, env: Any, rng: np.random.Generator) -> str:
-        options = self._task.paraphrases
+        options = env.unwrapped.task.paraphrases
         return str(env.unwrapped.say(options[int(rng.integers(len(options)))]))
 
 
@@ -52,8 +53,11 @@ class Swap(_Words):
 class Gibberish(_Words):
     """Random letters, as many words of as many letters."""
 
-    def attach(self, env: RobotEnv) -> None:
-        """Any environment has words."""
+    needs = "any environment"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        return True
 
     def choose(self, env: RobotEnv, rng: np.random.Generator) -> str:
         letters = np.array(list(string.ascii_lowercase))

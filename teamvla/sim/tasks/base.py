@@ -52,6 +52,11 @@ class TaskConfig(Settings):
         default=150, ge=1, description="Control steps after which an episode ends."
     )
 
+    @property
+    def task_name(self) -> str:
+        """What episodes call the task."""
+        return self.name
+
     @classmethod
     def choose(cls, data: dict[str, Any]) -> type[Settings]:
         """The settings class of the task that ``data["name"]`` names."""
