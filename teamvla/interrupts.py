@@ -1,10 +1,11 @@
-"""Signals: the first asks for a stop, the second insists."""
+"""Signals: the first asks for a stop, the second insists, whichever they are."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -12,6 +13,8 @@ from typing import Any
 
 _LOG = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+#: the same signal again within so long is the first: timeout(1) sends it to us and to our group
+_ECHO_S = 1.0
 
 
 class Stop:
@@ -34,18 +37,23 @@ def graceful_stop() -> Iterator[Stop]:
     """Catch INT, TERM and USR1 for the duration of the block.
 
     Yields a :class:`Stop` that the work polls between units it can finish; a second
-    Ctrl-C does what it did outside. Outside the main thread, where Python allows no
+    signal does what it did outside. Outside the main thread, where Python allows no
     handlers, it never becomes true.
     """
     stop = Stop()
+    asked_at = 0.0
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop and number == signal.SIGINT:
+        nonlocal asked_at
+        is_echo = number == stop.signal and time.monotonic() - asked_at < _ECHO_S
+        if is_echo and number != signal.SIGINT:
+            return
+        if stop:
             _insist(number, frame, before[number])
-        stop.signal = signal.Signals(number)
+        stop.signal, asked_at = signal.Signals(number), time.monotonic()
         with suppress(RuntimeError):  # the signal came while this very stream was written to
             _LOG.warning(
-                "%s received: finishing what must be safe (Ctrl-C again stops at once)",
+                "%s received: finishing what must be safe (a second signal stops at once)",
                 stop.signal.name,
             )
 

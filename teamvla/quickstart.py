@@ -21,7 +21,7 @@ from teamvla.checkpoint import read_header, verify_digest
 from teamvla.config import Project
 from teamvla.config.differences import differences, listed
 from teamvla.data import IndexConfig, build_index, validate_roots
-from teamvla.errors import EpisodeError, InputError
+from teamvla.errors import EpisodeError, InputError, SimulationError
 from teamvla.evaluation.baselines import (
     DoNothing,
     RandomActions,
@@ -154,6 +154,9 @@ class Quickstart:
         total = record(recorder, self.episodes, workers=self.workers, stop=self.stop)
         if total.interrupted:
             raise Stopped
+        if total.given_up:
+            where, got = f"episode {total.given_up[0]}", total.failures.most_common(1)[0][0]
+            raise SimulationError(where, "an attempt that comes to its end", got)
         line = (
             f"{len(total.kept)} demonstrations, {total.steps} steps; "
             f"the expert succeeded in {total.successes} of {total.attempts}"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
 
-from teamvla.errors import RegistryError
+from teamvla.errors import ConfigError, RegistryError
 
 T = TypeVar("T")
+#: of :mod:`difflib`: names that are less alike are no typing mistakes
+CUTOFF = 0.6
 
 
 def import_object(target: str) -> object:
@@ -18,9 +22,47 @@ def import_object(target: str) -> object:
     return getattr(importlib.import_module(module), name)
 
 
+def import_user_object(target: str, where: str, mend: str | None = None) -> Callable[..., Any]:
+    """The class or function at ``module:name`` of somebody's own, in the current folder too.
+
+    Args:
+        target: ``module:name``. Importing runs the module: never take it from data.
+        where: what asks for it, for the message.
+        mend: how to put it right, for the message.
+
+    Raises:
+        ConfigError: there is none, or the module fails.
+    """
+    module, _, name = target.partition(":")
+    got, found = "no MODULE:NAME", None
+    if module and name:
+        look_in_the_current_folder()
+        try:
+            found = getattr(importlib.import_module(module), name)
+            got = f"a {type(found).__name__}"
+        except (Exception, SystemExit) as error:  # whatever the module does when it is imported
+            got = told_in_a_line(error)
+    if not callable(found):
+        expected = "a class or function that can be imported"
+        raise ConfigError(f"{where} {target!r}", expected, got, mend)
+    return cast(Callable[..., Any], found)
+
+
+def look_in_the_current_folder() -> None:
+    """Let modules there be imported: a script's folder is, not that of an installed command."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def told_in_a_line(error: BaseException) -> str:
+    """``ValueError: what it says``, of several lines the first."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0].removesuffix(": ")
+
+
 def did_you_mean(name: str, known: list[str]) -> str:
     """A sentence that suggests the nearest known name, and lists them all."""
-    near = difflib.get_close_matches(name, known, 1, 0.5)
+    near = difflib.get_close_matches(name, known, 1, CUTOFF)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return f"{hint}Known: {', '.join(sorted(known)) or 'none'}"
 
@@ -58,8 +100,7 @@ class Registry(Generic[T]):
             raise RegistryError(
                 f"{self.kind} {name!r}",
                 "a known name",
-                "none like it",
-                did_you_mean(name, [*targets]),
+                mend=did_you_mean(name, [*targets]),
             )
         target = targets[name]
         if isinstance(target, str):

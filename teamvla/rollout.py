@@ -7,6 +7,8 @@ does depends on its own seed alone, so results are the same for any worker count
 
 from __future__ import annotations
 
+import atexit
+import logging
 import multiprocessing
 import os
 import threading
@@ -24,6 +26,7 @@ import numpy as np
 from teamvla.errors import SimulationError, TeamVLAError
 from teamvla.interrupts import held_back
 
+LOG = logging.getLogger(__name__)
 Observation = dict[str, Any]
 T = TypeVar("T")
 
@@ -141,18 +144,30 @@ def run_episodes(
 
     Args:
         open_worker: called once in each worker process (it is pickled; in the calling process when
-            ``workers`` is 1); returns the function that runs one episode.
+            ``workers`` is 1); returns the function that runs one episode. If that has a ``close``,
+            it is called when the worker ends.
         workers: number of processes.
         stop: polled before an episode starts; episodes under way are finished.
     """
     if workers <= 1:
         run = open_worker()
-        for index in indices:
-            if stop():
-                return
-            yield run(index)
+        try:
+            for index in indices:
+                if stop():
+                    return
+                yield run(index)
+        finally:
+            close_worker(run)
         return
     yield from _in_processes(open_worker, list(indices), workers, stop)
+
+
+def close_worker(run: Callable[[int], Any]) -> None:
+    """Let go of what a worker holds, if it has a ``close``; what fails then spoils no result."""
+    try:
+        getattr(run, "close", lambda: None)()
+    except Exception as error:
+        LOG.debug("a worker could not be closed: %s: %s", type(error).__name__, error)
 
 
 def _in_processes(
@@ -217,6 +232,7 @@ def _open_in_process(open_worker: Callable[[], Callable[[int], Any]], lifeline: 
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     try:
         _run = open_worker()
+        atexit.register(close_worker, _run)
     except Exception as error:  # told by the first episode; here it would only be printed
         _run = partial(_fail, error)
 

@@ -184,6 +184,63 @@ class AlwaysRaises(Scripted):
         raise KeyError("nothing works")
 
 
+class Exits(Scripted):
+    """Leaves the program, as a script does that knows no better."""
+
+    def act(self, obs):
+        if self.unlucky and self.ticks == 2:
+            raise SystemExit(0)
+        return super().act(obs)
+
+
+class Moody(Scripted):
+    """Does not always say what it is doing."""
+
+    @property
+    def phase(self):
+        if self.unlucky and self.ticks == 2:
+            raise LookupError("in no mood")
+        return "calm"
+
+    @phase.setter
+    def phase(self, said): ...
+
+
+class GivesUpThenRaises(Scripted):
+    """The first attempt ends, without success; all others break off."""
+
+    attempts = 0
+
+    def reset(self):
+        super().reset()
+        self.attempts += 1
+
+    def act(self, obs):
+        if self.attempts > 1:
+            raise KeyError("nothing works")
+        return [np.zeros(3, np.float32), *super().act(obs)[1:]]
+
+
+class RaisesAtOneEpisode(Scripted):
+    """Whatever attempt at the second episode it is."""
+
+    episodes = 0
+
+    def reset(self):
+        super().reset()
+        self.episodes += 1
+
+    def act(self, obs):
+        if 1 < self.episodes <= 21:
+            raise KeyError("nothing works")
+        return super().act(obs)
+
+
+class ExitsWhenMade:
+    def __init__(self, env: SmallEnv) -> None:
+        raise SystemExit
+
+
 class Unmakeable:
     def __init__(self, env: SmallEnv) -> None:
         raise ValueError("not today")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,13 @@ PAGE = (Path(__file__).parent.parent / "docs" / "environments.md").read_text(enc
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """A folder with the page's files, from which modules can be imported."""
+    """A folder with the page's files, which is the current one."""
     for name, text in re.findall(r"^```\w+\n# (\S+)\n(.*?)^```", PAGE, flags=re.M | re.S):
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the folder is entered when it is asked for
+    yield tmp_path
+    sys.modules.pop("my_pendulum", None)
 
 
 def test_the_example_records_valid_episodes(example, capsys):

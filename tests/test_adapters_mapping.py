@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import gymnasium
@@ -36,6 +37,8 @@ class Workcell(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         super().reset(seed=seed)
+        if self.changes.get("fails_at_reset"):
+            raise OSError("no camera")
         self.angle = float(self.np_random.uniform())
         self.last = np.zeros(4)
         return self._seen(), {"goal": "left", "done": False}
@@ -317,8 +320,21 @@ UNFIT = [
     ),
     (
         {"wrap": "nowhere:wrap"},
-        "task.wrap: expected module:name that can be imported, "
-        "got 'nowhere:wrap': No module named 'nowhere'",
+        "task.wrap 'nowhere:wrap': expected a class or function that can be imported, "
+        "got ModuleNotFoundError: No module named 'nowhere'",
+    ),
+    (
+        {"wrap": "os:getpid"},
+        "task.wrap 'os:getpid': expected an environment, made with the environment, "
+        "got TypeError: posix.getpid() takes no arguments (1 given)",
+    ),
+    (
+        {"wrap": "builtins:str"},
+        "task.wrap 'builtins:str': expected an environment, made with the environment, got a str",
+    ),
+    (
+        {"kwargs": {"fails_at_reset": True}},
+        "environment tests/Workcell-v0: expected a reset, got OSError: no camera",
     ),
 ]
 
@@ -328,6 +344,31 @@ def test_what_does_not_fit_is_told_when_the_environment_is_made(changes, line):
     with pytest.raises(ConfigError) as caught:
         make(**changes)
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"wrap": "os:getpid"}, {"kwargs": {"fails_at_reset": True}}, UNFIT[0][0]],
+)
+def test_what_cannot_be_used_is_closed(changes, monkeypatch):
+    closed = []
+    monkeypatch.setattr(Workcell, "close", lambda env: closed.append(env))
+    with pytest.raises(ConfigError):
+        make(**changes)
+    assert len(closed) == 1
+
+
+def test_an_expert_that_cannot_be_made_is_told():
+    with pytest.raises(ConfigError, match=r"task.expert 'os:getpid': .*made with the environment"):
+        make(expert="os:getpid").expert()
+
+
+def test_divergence_is_told_once_and_not_by_dm_control_too(caplog):
+    make()
+    absl = logging.getLogger("absl")
+    absl.warning("Nan, Inf or huge value in QACC at DOF 8. The simulation is unstable.")
+    absl.warning("Something else")
+    assert [record.message for record in caplog.records] == ["Something else"]
 
 
 def test_what_fits_no_longer_is_told_at_that_step():
@@ -400,8 +441,8 @@ def test_an_unknown_id_is_answered_with_the_nearest():
     with pytest.raises(RegistryError) as caught:
         make(id="tests/Workcel-v0")
     assert str(caught.value) == (
-        "environment 'tests/Workcel-v0': expected the id of a Gymnasium environment, got none "
-        "like it. Did you mean 'tests/Workcell-v0'? task.module names what registers it"
+        "environment 'tests/Workcel-v0': expected the id of a Gymnasium environment. Did "
+        "you mean 'tests/Workcell-v0'? task.module names what registers it"
     )
 
 

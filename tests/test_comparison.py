@@ -28,6 +28,13 @@ def test_the_p_value_is_that_of_the_exact_test(lost: int, gained: int, expected:
     assert Comparison(control, changed).p_value == pytest.approx(expected)
 
 
+def test_thousands_of_changed_states_have_a_p_value() -> None:
+    even = Comparison(score("1" * 700 + "0" * 700), score("0" * 700 + "1" * 700))
+    uneven = Comparison(score("1" * 1500 + "0" * 20), score("0" * 1500 + "1" * 20))
+    assert even.p_value == 1.0
+    assert 0.0 <= uneven.p_value < 1e-300
+
+
 def test_the_interval_holds_the_difference_and_narrows_with_episodes() -> None:
     few = Comparison(score("1111100000"), score("1110000000"))
     many = Comparison(score("1111100000" * 20), score("1110000000" * 20))

@@ -187,7 +187,7 @@ def test_resolved_holds_every_default_and_is_a_configuration_again():
         ("optimizer: 3", "a.yaml:1:12: error: optimizer: expected keys and values, got 3"),
         (
             "task: {name: lfit}",
-            "a.yaml:1:7: error: task 'lfit': expected a known name, got none like it. "
+            "a.yaml:1:7: error: task 'lfit': expected a known name. "
             "Did you mean 'lift'? Known: lift, push",
         ),
         ("seed: 1\nseed: 2", "a.yaml:2:1: error: duplicate key 'seed' (first at line 1)"),

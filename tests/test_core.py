@@ -32,7 +32,7 @@ from teamvla.errors import (
 )
 from teamvla.interrupts import graceful_stop
 from teamvla.logs import progress, show
-from teamvla.registry import Registry, did_you_mean
+from teamvla.registry import Registry, did_you_mean, import_user_object
 from teamvla.seeds import Domain
 
 # Errors.
@@ -230,9 +230,31 @@ def test_an_unknown_name_is_answered_with_a_suggestion():
     with pytest.raises(RegistryError) as refused:
         Registry("model", {"vla": "x:Y", "bc": "x:Z"}).get("vlaa")
     assert str(refused.value) == (
-        "model 'vlaa': expected a known name, got none like it. Did you mean 'vla'? Known: bc, vla"
+        "model 'vlaa': expected a known name. Did you mean 'vla'? Known: bc, vla"
     )
     assert did_you_mean("zzz", []) == "Known: none"
+    assert did_you_mean("rain", ["fog", "crossing"]) == "Known: crossing, fog"
+
+
+def test_what_a_user_names_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_own_module.py").write_text("NUMBER = 3\ndef thing(): return 7\n")
+    (tmp_path / "my_broken_module.py").write_text("raise SystemExit('no\\nsuch')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert import_user_object("my_own_module:thing", "task.wrap")() == 7
+    wrong = {
+        "my_own_module:NUMBER": "a int",
+        "my_own_module:nothing": "AttributeError: module 'my_own_module' has no attribute",
+        "my_broken_module:thing": "SystemExit: no",
+        "thing": "no MODULE:NAME",
+    }
+    for target, got in wrong.items():
+        with pytest.raises(ConfigError) as told:
+            import_user_object(target, "task.wrap", "Mend it.")
+        expected = f"task.wrap {target!r}: expected a class or function that can be imported, got "
+        assert str(told.value).startswith(expected + got)
+        assert str(told.value).endswith(". Mend it.")
+    sys.modules.pop("my_own_module")
 
 
 def test_a_name_is_registered_once():

@@ -118,6 +118,36 @@ def test_a_state_that_went_through_json_continues_to_the_bit(situation: str) -> 
         assert {n: v.tobytes() for n, v in one.items()} == {n: v.tobytes() for n, v in two.items()}
 
 
+RUBBISH: list[tuple[str, Any, str]] = [
+    ("vehicle", None, "vehicle: expected finite numbers"),
+    ("vehicle", [3.0, np.nan, 0.0], "vehicle: expected finite numbers"),
+    ("vehicle", [3.0, 0.0], r"vehicle: expected shape \(3,\)"),
+    ("vehicle", [-1.0, 0.0, 0.0], "vehicle: expected numbers from"),
+    ("counters", [0.5, 0], "counters: expected whole numbers"),
+    ("counters", [10**6, 0], "counters: expected"),
+    ("others", "fast", "others: expected numbers"),
+    ("drawn_route", 7, "drawn_route: expected"),
+    ("drawn_words", [0, 99], "drawn_words: expected"),
+    ("drawn_sensors", -1, "drawn_sensors: expected"),
+    ("drawn_weather", [0, 0, 1, 0.5, 0.5, -1], "drawn_weather: expected numbers from"),
+    ("drawn_buildings", -np.ones((16, 5)), "scene: expected one that can be simulated"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), RUBBISH)
+def test_a_state_of_rubbish_is_refused_and_changes_nothing(
+    name: str, value: Any, said: str
+) -> None:
+    env = small_env()
+    env.reset(seed=0)
+    drive(env, 3)
+    before = env.get_state()
+    with pytest.raises(SimulationError, match=said):
+        env.set_state({**before, name: value})
+    after = env.get_state()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
 def test_a_state_of_another_task_is_refused() -> None:
     env = small_env()
     env.reset(seed=0)
@@ -231,3 +261,15 @@ def test_the_picture_from_above_shows_the_ego() -> None:
     assert picture.shape == (240, 320, 3)
     red = (picture[..., 0] > 190) & (picture[..., 1] < 40) & (picture[..., 2] < 40)
     assert 80 < red.sum() < 200  # 4.5 m by 1.8 m in pixels of 0.25 m
+
+
+def test_the_picture_from_above_shows_the_lines_wherever_the_ego_is() -> None:
+    env = small_env(routes=["keep_lane"])
+    for seed in range(8):
+        env.reset(seed=seed)
+        north = env.world.vehicle.pose[1]  # of the middle of the picture
+        dark = env.render().min(axis=-1)
+        for line in (-3.5, 3.5):  # between two lanes of one way, m
+            row = round(119.5 - (line - north) / 0.25)
+            painted = dark[row - 1 : row + 2].max(axis=0) > 105  # asphalt has 79
+            assert 30 < painted.sum() < 200

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teamvla.config import Project
+from teamvla.errors import SimulationError
 from teamvla.evaluation.baselines import DoNothing, RandomActions, expert
-from teamvla.evaluation.pictures import Film, animation, choose, contact_sheet
+from teamvla.evaluation.pictures import Film, animation, choose, contact_sheet, film
 from teamvla.evaluation.report import Report, render
 from teamvla.evaluation.statistics import show_rate, wilson_interval
 from teamvla.evaluation.suites import Score, Suite, Trial, evaluate
@@ -165,8 +166,93 @@ class Wild:
         return [np.full_like(arm, np.nan) for arm in arms] if self._step == 3 else arms
 
 
+class Stumbling(DoNothing):
+    """Raises, or gives one arm too few, at the second step; at its reset if told so."""
+
+    at_reset, short = False, False
+
+    def reset(self):
+        super().reset()
+        self._step = 0
+        if self.at_reset:
+            raise KeyError("lost")
+
+    def act(self, observation):
+        self._step += 1
+        if self._step == 2 and not self.short:
+            raise ZeroDivisionError("no way")
+        return super().act(observation)[: 1 if self.short else 2]
+
+
+class Short(Stumbling):
+    short = True
+
+
+class NeverReady(Stumbling):
+    at_reset = True
+
+
+@pytest.mark.parametrize(
+    ("actor", "steps", "said"),
+    [
+        (Stumbling, 1, "the actor: expected no exception, got ZeroDivisionError: no way"),
+        (Short, 0, "the actor's command: expected parts of [7, 7] numbers, got parts of [7]"),
+        (NeverReady, 0, "the actor's reset: expected no exception, got KeyError"),
+        (Wild, 2, "the actor's command: expected finite numbers"),
+    ],
+)
+def test_an_actor_that_cannot_go_on_is_counted_as_broken(actor, steps, said):
+    score = evaluate(small_suite(), actor, 2)
+    assert [(trial.broken, trial.steps) for trial in score.trials] == [(True, steps)] * 2
+    assert all(said in trial.failure for trial in score.trials)
+    assert (score.broken, score.to_dict()["broken"], score.successes) == (2, 2, 0)
+
+
+def test_physics_that_diverges_is_a_failed_episode_of_an_actor_in_order(monkeypatch):
+    from teamvla.sim.world import World
+
+    def diverge(self):
+        raise SimulationError("simulation at 0.10 s", "a finite state", "one that is not")
+
+    monkeypatch.setattr(World, "advance", diverge)
+    (trial,) = evaluate(small_suite(), DoNothing, 1).trials
+    assert (trial.success, trial.broken) == (False, False)
+    assert "a finite state" in trial.failure
+
+
+@pytest.mark.parametrize("filmed", [False, True])
+def test_environments_are_closed_when_all_is_played(monkeypatch, filmed):
+    from teamvla.sim.env import TwoArmEnv
+
+    closed = []
+    monkeypatch.setattr(TwoArmEnv, "close", lambda self: closed.append(self))
+    monkeypatch.setattr("teamvla.sim.env._OVERVIEW_SIZE", (12, 16))
+    if filmed:
+        film(small_suite(), DoNothing, [0, 1])
+    else:
+        evaluate(small_suite(), DoNothing, 2)
+    assert len(closed) == 1
+
+
+def test_an_environment_is_closed_when_its_actor_cannot_be_made(monkeypatch):
+    from teamvla.sim.env import TwoArmEnv
+
+    closed = []
+    monkeypatch.setattr(TwoArmEnv, "close", lambda self: closed.append(self))
+    with pytest.raises(AttributeError):
+        evaluate(small_suite(), lambda env: env.nobody, 1)
+    assert len(closed) == 1
+
+
+def test_a_film_shows_the_first_state_every_sixth_and_the_last(monkeypatch):
+    monkeypatch.setattr("teamvla.sim.env._OVERVIEW_SIZE", (12, 16))
+    (one,) = film(small_suite(), DoNothing, [0])
+    assert one.steps == 12
+    assert len(one.frames) == 1 + 2 + 1
+
+
 def test_an_episode_that_cannot_go_on_is_a_failure_and_the_evaluation_does():
     score = evaluate(small_suite(), Wild, 2)
     assert [trial.success for trial in score.trials] == [False, False]
     assert [trial.steps for trial in score.trials] == [2, 2]
-    assert "arm a" in score.trials[0].failure
+    assert "the actor's command: expected finite numbers" in score.trials[0].failure

@@ -10,6 +10,7 @@ import pytest
 from small_env import CONTRACT, Scripted, SmallConfig, SmallEnv
 
 from teamvla.cli.app import run
+from teamvla.config import Project
 from teamvla.contract import Arm, Contract, Signal
 from teamvla.data import read_episode, read_meta, validate_roots
 from teamvla.errors import ConfigError, InputError, SchemaError, SimulationError
@@ -154,6 +155,8 @@ def test_noise_that_has_no_place_is_told_and_not_in_the_metadata(tmp_path, monke
         "got parts of [2, 2, 1]",
         "ShiftsTooFar": "the expert's command, signal gear: expected int64, got [1.e+30]",
         "GripsTooHard": "grip_arm: expected a value in [0, 1], got 1.5",
+        "Exits": "the expert: expected no exception, got SystemExit: 0",
+        "Moody": "the expert's phase: expected no exception, got LookupError: in no mood",
     }.items(),
 )
 def test_an_expert_that_breaks_off_costs_its_episode_and_no_other(tmp_path, expert, said):
@@ -186,9 +189,65 @@ def test_an_attempt_that_broke_off_is_never_kept_but_one_without_success_is(tmp_
     assert total.broken == 0
 
 
-def test_an_expert_that_never_works_ends_the_recording_with_its_reason(tmp_path):
+def test_where_every_attempt_breaks_off_the_first_episode_ends_the_recording(tmp_path):
+    total = record(recorder(tmp_path, expert="small_env:AlwaysRaises"), 3)
+    said = "the expert: expected no exception, got KeyError: 'nothing works'"
+    assert dict(total.failures) == {said: 20}
+    assert (total.is_hopeless, total.given_up, total.kept) == (True, [0], [])
+    assert not total.interrupted
+
+
+def test_an_episode_that_always_breaks_off_is_given_up_and_the_others_are_recorded(tmp_path):
+    total = record(recorder(tmp_path, expert="small_env:RaisesAtOneEpisode"), 3)
+    assert (total.given_up, [one.index for one in total.kept]) == ([1], [0, 2])
+    assert (total.attempts, total.broken, total.is_hopeless) == (22, 20, False)
+    assert not total.interrupted
+
+
+def test_a_quickstart_does_not_train_on_less_than_was_asked_for(tmp_path):
+    from teamvla.quickstart import Quickstart
+
+    expert = {"expert": "small_env:RaisesAtOneEpisode"}
+    project = Project.from_data({"task": {"name": "small"}, "record": expert})
+    with pytest.raises(SimulationError, match=r"episode 1: .* got the expert: .*nothing works"):
+        Quickstart(tmp_path, project, episodes=3, workers=1).run()
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), RuntimeError("no display\nat all")])
+def test_an_environment_that_cannot_be_made_is_an_error(tmp_path, monkeypatch, raised):
+    def fails(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(SmallEnv, "__init__", fails)
+    said = f"the environment: expected no exception, got {type(raised).__name__}"
+    with pytest.raises(SimulationError, match=said):
+        record(recorder(tmp_path), 1)
+
+
+def test_failures_without_success_among_them_end_the_recording_as_ever(tmp_path):
     with pytest.raises(SimulationError, match=r"20 failed, at last: the expert: .*nothing works"):
-        record(recorder(tmp_path, expert="small_env:AlwaysRaises"), 3)
+        record(recorder(tmp_path, expert="small_env:GivesUpThenRaises"), 3)
+
+
+def test_environments_are_closed_when_the_recording_is_over(tmp_path, monkeypatch):
+    opened, closed = [], []
+    real = SmallEnv.__init__
+    monkeypatch.setattr(SmallEnv, "__init__", lambda env, c: opened.append(env) or real(env, c))
+    monkeypatch.setattr(SmallEnv, "close", lambda env: closed.append(env))
+    record(recorder(tmp_path), 2)
+    assert opened == closed != []
+    with pytest.raises(ConfigError):
+        record(recorder(tmp_path / "other", expert="small_env:Unmakeable"), 2)
+    assert opened == closed
+
+
+def test_the_steps_of_an_episode_under_way_are_shown(tmp_path, caplog):
+    caplog.set_level("DEBUG", "teamvla.progress")
+    total = record(recorder(tmp_path), 2)
+    lines = caplog.text.splitlines()
+    first = [line for line in lines if "0/2 episodes" in line and "steps" in line]
+    assert [int(line.rpartition(" steps ")[2]) for line in first][:3] == [1, 2, 3]
+    assert f"steps {total.steps}, success 2/2" in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +255,19 @@ def test_an_expert_that_never_works_ends_the_recording_with_its_reason(tmp_path)
     {
         "nosuchmodule:Expert": "ModuleNotFoundError: No module named 'nosuchmodule'",
         "small_env:Nobody": "AttributeError: .*Nobody",
-        "small_env": "got no MODULE:CLASS",
+        "small_env": "got no MODULE:NAME",
         "small_env:CONTRACT": "got a Contract",
         "small_env:Unmakeable": "ValueError: not today",
+        "small_env:ExitsWhenMade": "takes the environment: SystemExit\\. ",
+        "exits_when_imported:Expert": "SystemExit: 0",
         "small_env:Actless": "got one without act",
     }.items(),
 )
-def test_an_expert_that_cannot_be_had_is_one_error_before_anything_starts(tmp_path, expert, said):
+def test_an_expert_that_cannot_be_had_is_one_error_before_anything_starts(
+    tmp_path, monkeypatch, expert, said
+):
+    (tmp_path / "exits_when_imported.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=said):
         record(recorder(tmp_path / "out", expert=expert), 3, workers=2)
     assert not (tmp_path / "out").exists()
@@ -275,6 +340,42 @@ def test_a_shard_without_episodes_is_below_no_rate(tmp_path, capsys):
     words = ["--out", tmp_path, "-n", 2, "--shard", "5/6", "--min-success", "0.9"]
     code, data = said_by(capsys, *words)
     assert (code, data["recorded"], data["attempts"]) == (0, 0, 0)
+    assert "next" not in data
+    assert run(["record", "--task", "small", *map(str, words)]) == 0
+    said = capsys.readouterr()
+    assert said.out == "nothing to record: no episode falls to shard 5/6\n"
+    assert "Next" not in said.err
+
+
+def test_an_expert_that_never_works_is_told_with_its_reasons_and_no_next_command(tmp_path, capsys):
+    words = ["--out", str(tmp_path), "-n", "3", "--expert", "small_env:AlwaysRaises"]
+    code, data = said_by(capsys, *words)
+    assert (code, data["given_up"], data["broken"], data["attempts"]) == (1, [0], 20, 20)
+    assert "next" not in data
+    assert run(["record", "--task", "small", *words]) == 1
+    said = capsys.readouterr().out
+    assert "every attempt broke off, so the rest was not tried: mend the expert" in said
+    assert "20 x the expert: expected no exception, got KeyError: 'nothing works'" in said
+    assert "noise" not in said
+
+
+def test_the_words_fit_one_episode_and_a_run_that_had_nothing_to_do(tmp_path, capsys):
+    words = ["record", "--task", "small", "-n", "1", "--out", str(tmp_path)]
+    assert run(words) == 0
+    first = capsys.readouterr()
+    size = next(tmp_path.rglob("*.npz")).stat().st_size
+    assert f"1 episode, 8 steps, {size / 1000:.3g} kB in" in first.out
+    assert "speed" in first.out
+    assert "1 episode needs at most" in first.err
+    assert run(words) == 0
+    assert "speed" not in capsys.readouterr().out
+
+
+def test_a_task_that_is_not_known_tells_how_it_becomes_known(tmp_path, capsys):
+    code, data = said_by(capsys, "--task", "meet", "--out", tmp_path)
+    assert code == 2
+    assert "expected a known name" in data["error"]["message"]
+    assert "entry point of the group teamvla.tasks" in data["error"]["message"]
 
 
 def test_failures_are_kept_or_dropped_by_option(tmp_path, capsys):
@@ -288,7 +389,10 @@ def test_failures_are_kept_or_dropped_by_option(tmp_path, capsys):
 def test_an_id_stands_alone(tmp_path, capsys):
     code, data = said_by(capsys, "--env", "teamvla/TwoArmLift-v0", "--out", tmp_path)
     assert code == 2
-    assert "--env: expected neither --task nor --config" in data["error"]["message"]
+    assert (
+        "--env: expected neither --task nor --config beside it, got --task. "
+        in (data["error"]["message"])
+    )
 
 
 def test_the_contract_of_the_small_environment_has_every_kind_of_field():

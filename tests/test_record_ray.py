@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_env import SmallConfig
+from small_env import SmallConfig, SmallEnv
 
 from teamvla.errors import ConfigError, EpisodeWriteError, MissingDependencyError
-from teamvla.record import RecordConfig, Recorder, record
+from teamvla.record import RecordConfig, Recorder, ray_cluster, record
 
 
 def recorder(out: Path, **config: object) -> Recorder:
@@ -48,6 +48,17 @@ def test_an_address_where_nobody_listens_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"Ray at 127.0.0.1:1: .*refused"):
         record(recorder(tmp_path), 2, executor="ray")
+
+
+def test_a_node_closes_the_environment_of_the_recording_before(tmp_path, monkeypatch):
+    closed: list[SmallEnv] = []
+    monkeypatch.setattr(ray_cluster, "_open", {})
+    monkeypatch.setattr(SmallEnv, "close", lambda env: closed.append(env))
+    for index in (0, 1):
+        ray_cluster._record(recorder(tmp_path / "first"), index)
+    assert closed == []
+    ray_cluster._record(recorder(tmp_path / "second"), 0)
+    assert len(closed) == 1
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,11 @@ def test_shards_that_are_none_are_refused(text):
         Shard.parse(text)
 
 
+def test_a_division_into_no_parts_is_named():
+    with pytest.raises(ConfigError, match="expected i/n with at least one part, got '0/0'"):
+        Shard.parse("0/0")
+
+
 def test_shards_are_told_to_count_from_0(capsys, tmp_path):
     code = run(["record", "--shard", "4/4", "--out", str(tmp_path)])
     assert code == 2
@@ -131,11 +136,26 @@ def test_the_disk_is_estimated_before_the_start(tmp_path, caplog):
     caplog.set_level("INFO", "teamvla")
     record(recorder(tmp_path), 3)
     said = [one.getMessage() for one in caplog.records if one.name == "teamvla.record.room"]
-    # 40 steps of an 8 x 8 picture, 4 rows of radar and their mask, and 2 + 6 numbers
-    row = 8 * 8 * 3 + 4 * 5 * 4 + 4 + 4 * (2 + 6)
-    assert said[0].startswith(f"3 episodes need at most {3 * 40 * row / 1000:.3g} kB")
+    # 40 steps of an 8 x 8 picture, 4 rows of radar and their mask, 2 + 6 numbers, and success,
+    # reward, timestamp and phase; heads and metadata of three files
+    row = 8 * 8 * 3 + 4 * 5 * 4 + 4 + 4 * (2 + 6) + 64
+    most = 3 * (40 * row + 16_000)
+    assert said[0].startswith(f"3 episodes need at most {most / 1000:.3g} kB")
     size = len(next(iter(contents(tmp_path).values())))
     assert said[1].startswith(f"2 more episodes need about {2 * size / 1000:.3g} kB")
+
+
+def test_a_file_is_no_larger_than_the_estimate_even_if_it_is_short(tmp_path, caplog):
+    caplog.set_level("INFO", "teamvla")
+    one = Recorder(
+        SmallConfig(max_steps=1),
+        RecordConfig(keep_failures=True, compression="stored"),
+        tmp_path,
+        0,
+    )
+    total = record(one, 1)
+    said = next(line for line in caplog.messages if line.startswith("1 episode needs at most"))
+    assert total.kept[0].path.stat().st_size < 1000 * float(said.split()[5])
 
 
 def test_nothing_is_estimated_where_nothing_is_missing(tmp_path, caplog):

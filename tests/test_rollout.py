@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +76,40 @@ class Squares:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order_for_any_number_of_workers(workers):
     assert list(run_episodes(Squares(), range(9), workers=workers)) == [i * i for i in range(9)]
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A worker that leaves a file when it is closed, and then fails."""
+
+    folder: Path
+
+    def __call__(self) -> Closed.Run:
+        return self.Run(self.folder)
+
+    @dataclass
+    class Run:
+        folder: Path
+
+        def __call__(self, index: int) -> int:
+            return index
+
+        def close(self) -> None:
+            (self.folder / str(os.getpid())).touch()
+            raise OSError("spoils nothing")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_are_closed_when_all_is_done(tmp_path, workers):
+    assert list(run_episodes(Closed(tmp_path), range(9), workers=workers)) == [*range(9)]
+    assert len([*tmp_path.iterdir()]) == workers
+
+
+def test_a_worker_is_closed_where_the_caller_leaves_early(tmp_path):
+    episodes = run_episodes(Closed(tmp_path), range(9))
+    next(episodes)
+    episodes.close()
+    assert [*tmp_path.iterdir()]
 
 
 def test_an_error_in_a_worker_reaches_the_caller():

@@ -28,7 +28,7 @@ from teamvla.cli.app import run
 from teamvla.config import Project
 from teamvla.data import Index
 from teamvla.errors import CheckpointError, TeamVLAError
-from teamvla.interrupts import SIGNALS
+from teamvla.interrupts import SIGNALS, graceful_stop, interruptible
 from teamvla.rollout import run_episodes
 from teamvla.train import bc_trainer
 
@@ -101,6 +101,41 @@ def test_a_second_interrupt_ends_a_recording_at_once(signal_at, tmp_path, capsys
     code, said = ended(capsys, "record", "--episodes", 3, *TINY, "--out", tmp_path)
     assert (code, said["error"]["message"]) == (130, "interrupted")
     assert [*state_of(tmp_path)] == ["lift/s0-000000.npz"]
+
+
+@pytest.mark.parametrize("second", SIGNALS)
+def test_a_second_signal_of_any_kind_ends_a_recording_and_tells_how_it_goes_on(
+    signal_at, tmp_path, capsys, second
+):
+    first = signal.SIGUSR1 if second == signal.SIGTERM else signal.SIGTERM
+    signal_at("teamvla.files.os.link", 2, first, second)
+    words = ["record", "--episodes", "3", *TINY, "--out", str(tmp_path)]
+    assert run(words) == 128 + second
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith("error: ")] == ["error: interrupted"]
+    assert [*state_of(tmp_path)] == ["lift/s0-000000.npz"]
+    told = next(line for line in said if "go on with: teamvla" in line)
+    assert run([*shlex.split(told.partition("go on with: teamvla ")[2]), "-q"]) == 0
+    assert len(state_of(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("number", SIGNALS[1:])
+def test_a_signal_that_comes_twice_at_once_is_one(caplog, number):
+    with graceful_stop() as stop:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        assert stop.exit_code == 128 + number
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("number", SIGNALS[1:])
+def test_the_same_signal_again_later_insists(monkeypatch, number):
+    monkeypatch.setattr("teamvla.interrupts._ECHO_S", 0.0)
+    with interruptible() as outer, graceful_stop():
+        signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert outer.signal == number
 
 
 @pytest.mark.parametrize(("number", "code"), CODES[1:])
@@ -318,7 +353,7 @@ def test_an_interrupted_evaluation_writes_nothing(signal_at, whole, capsys):
     assert (code, said["status"], said["episodes"], said["out"]) == (143, "interrupted", 2, None)
     assert state_of(whole) == before
     assert go_on(said) == 1  # it asks for 90 % again
-    report = json.loads((checkpoint.parent / "eval_last_s4_n3" / "report.json").read_text())
+    report = json.loads((checkpoint.parent / "eval_last_lift_s4_n3" / "report.json").read_text())
     assert (report["seed"], report["episodes"]) == (4, 3)
     assert all(trial["steps"] == 9 for trial in report["trials"])
 

@@ -26,7 +26,7 @@ from teamvla.data.overview.report import render
 from teamvla.data.overview.words import contract_facts
 from teamvla.data.ragged import Ragged
 from teamvla.data.schema import step_specs, validate_columns, validate_sizes, validate_step
-from teamvla.data.validation import validate_file
+from teamvla.data.validation import validate_file, validate_roots
 from teamvla.data.writer import EpisodeWriter
 from teamvla.errors import ContractError
 
@@ -431,10 +431,55 @@ def test_the_commands_take_such_episodes(tmp_path: Path, kind: str, capsys: Any)
     contract, step = STEPS[kind]
     steps = [step(index % 5, timestamp=index / contract.control_hz) for index in range(40)]
     write(tmp_path, contract, [*steps, step(5, timestamp=40 / contract.control_hz)])
-    assert run(["validate", str(tmp_path), "-q"]) == 0
+    assert run(["validate", str(tmp_path)]) == 0
+    assert f"Next: teamvla stats {tmp_path}\n" in capsys.readouterr().err  # index has no room
     assert run(["validate", str(tmp_path), "-q", "--quick"]) == 0
-    assert run(["stats", str(tmp_path), "-q", "--out", str(tmp_path / "page.html")]) == 0
-    assert STEPS[kind][0].signals[0].field in capsys.readouterr().out
+    assert run(["stats", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    out, err = capsys.readouterr()
+    assert f"  observations  {contract.signals[kind == 'grid'].field} " in out
+    assert f"Next: teamvla replay {next(tmp_path.rglob('*.npz'))}\n" in err
+
+
+def reset_alike(root: Path, contract: Contract, *seeds: int) -> list[str]:
+    """Codes found in episodes that are alike, but for the seeds of their resets."""
+    step = next(step for one, step in STEPS.values() if one.embodiment == contract.embodiment)
+    for seed in seeds:
+        path = write(root, contract, [step(index) for index in range(6)])
+        meta = dict(read_episode(path).meta)
+        rewrite(path, meta={**meta, "reset_seed": seed})
+    return [one.code for one in validate_roots([root]).findings if one.code in ("W432", "E433")]
+
+
+def test_a_discrete_world_may_repeat_itself_after_another_reset(tmp_path: Path) -> None:
+    assert reset_alike(tmp_path / "other", GRID, 1, 2) == []
+    assert len(reset_alike(tmp_path / "same", GRID, 1, 1)) == 1
+    assert len(reset_alike(tmp_path / "continuous", DRIVING, 1, 2)) == 1
+
+
+def test_a_signal_of_three_small_numbers_is_no_dark_picture(tmp_path: Path) -> None:
+    cells = GRID.signals[-1].model_copy(update={"shape": (3, 3, 3)})
+    contract = GRID.model_copy(update={"signals": (*GRID.signals[:-1], cells)})
+    steps = [grid_step(index, cells=np.zeros((3, 3, 3), np.uint8)) for index in range(6)]
+    assert "W405" not in {one.code for one in validate_file(write(tmp_path, contract, steps))}
+
+
+def test_mixed_contracts_are_told_by_what_differs_and_what_to_do(
+    tmp_path: Path, capsys: Any
+) -> None:
+    for seed in range(3):
+        write(tmp_path, GRID, [grid_step(index + seed) for index in range(6)])
+    other = write(tmp_path, DRIVING, [driving_step(index) for index in range(6)])
+    (found,) = [one for one in validate_roots([tmp_path]).findings if one.code == "W436"]
+    assert found.path == other
+    assert "1 of 4 episodes: cameras" in found.message
+    assert "control_hz: 5.0 != 10.0" in found.message
+    assert found.message.endswith(f"a root of its own: teamvla validate {other.parent}")
+    assert run(["stats", str(tmp_path), "--no-html", "--no-validate"]) == 0
+    assert f"Next: teamvla validate {tmp_path}\n" in capsys.readouterr().err
+    beside = write(tmp_path, DRIVING, [driving_step(0, task="empty")])
+    (found,) = [one for one in validate_roots([tmp_path]).findings if one.code == "W436"]
+    assert found.path in (other, beside)
+    assert found.message.endswith("Put them into a folder of their own")
 
 
 @pytest.mark.parametrize(

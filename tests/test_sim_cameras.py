@@ -191,6 +191,24 @@ def test_a_colour_of_its_own_goes_before_the_material() -> None:
     assert hue(capture.rgb, 2, (0, 1)) == (capture.geoms == 0).sum() > 50
 
 
+@pytest.mark.parametrize(
+    ("paint", "seen"),
+    [('rgba="0 1 0 0.1"', 0), ('rgba="0 1 0 0.7"', 1), ('material="glass"', 0)],
+)
+def test_what_is_nearly_transparent_is_neither_seen_nor_shadows(paint: str, seen: int) -> None:
+    boxes = """<geom type="box" size="3 3 .1"/>
+        <geom type="box" size=".5 .5 .1" pos="0 0 1.5" PAINT/>""".replace("PAINT", paint)
+    glass = '<material name="glass" rgba="0 1 0 .2"/></asset>'
+    scene = Still(ROOM.format(boxes).replace("</asset>", glass).replace("0 0 9", "6 0 9"))
+    groups = scene.model.geom_group.copy()
+    plain, shaded = (
+        RayRenderer(scene, 33, 33, shadows).capture("eye") for shadows in (False, True)
+    )
+    assert {*np.unique(plain.geoms)} == {*range(seen + 1)}
+    assert (shaded.rgb < plain.rgb).any() == bool(seen)
+    assert (scene.model.geom_group == groups).all()
+
+
 def test_rays_end_at_their_reach() -> None:
     ground = '<geom type="plane" size="50 50 1"/>'
     assert np.isfinite(looking_down(ground, reach=20.0).depth).all()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
@@ -15,8 +16,9 @@ import pytest
 
 from teamvla.errors import RegistryError, SimulationError
 from teamvla.sim import TwoArmEnv, make_env
+from teamvla.sim.interface import State
 from teamvla.sim.scene import HOME, JOINTS
-from teamvla.sim.tasks import TaskConfig, TwoArmTaskConfig
+from teamvla.sim.tasks import TASKS, TaskConfig, TwoArmTaskConfig
 
 STAY = np.array([*HOME, 0.0] * 2, np.float32)
 
@@ -24,6 +26,11 @@ STAY = np.array([*HOME, 0.0] * 2, np.float32)
 def small_env(**task: object) -> TwoArmEnv:
     camera = {"height": 24, "width": 32}
     return make_env(TwoArmTaskConfig.model_validate({"camera": camera, **task}))
+
+
+def small_env_of(task: str) -> TwoArmEnv:
+    camera = {"height": 8, "width": 8, "shadows": False}
+    return make_env(TASKS.get(task).Config.model_validate({"name": task, "camera": camera}))
 
 
 def wander(env: TwoArmEnv, seed: int, steps: int = 12) -> str:
@@ -121,7 +128,9 @@ def test_a_state_of_another_shape_is_refused() -> None:
     env.reset(seed=0)
     state = env.get_state()
     state["physics"] = state["physics"][:-1]
-    with pytest.raises(SimulationError, match="state: expected entries with shapes"):
+    with pytest.raises(
+        SimulationError, match=r"physics: expected shape \(82,\), got"
+    ):
         env.set_state(state)
 
 
@@ -205,3 +214,52 @@ def test_importing_the_package_imports_neither_mujoco_nor_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == ["[]", "['mujoco']"]
+
+
+def _with(name: str, value: object) -> Callable[[State], object]:
+    return lambda state: {**state, name: value}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: "abc", "state: expected entries by name, got str"),
+        (lambda state: None, "got NoneType"),
+        (lambda state: {}, "others in camera_shift, counters"),
+        (_with("more", 1.0), "others in more"),
+        (_with("tray_pose", "abc"), "tray_pose: expected numbers, got 'abc'"),
+        (_with("tray_pose", None), "tray_pose: expected finite numbers"),
+        (_with("tray_pose", [[1.0], [2.0, 3.0]]), "tray_pose: expected numbers"),
+        (_with("tray_pose", [1.0, np.nan, 0.0]), "tray_pose: expected finite numbers"),
+        (lambda state: {**state, "physics": state["physics"] * np.nan}, "physics: expected finite"),
+        (_with("instruction", 999), "instruction: expected whole numbers, 0 to 3, got 999"),
+        (_with("instruction", -1), "instruction: expected whole numbers"),
+        (_with("edits", 0.5), "edits: expected whole numbers"),
+        (_with("counters", [151, 0, 0]), "counters: expected whole numbers"),
+        (_with("counters", [0, -1, 0]), "counters: expected whole numbers"),
+        (_with("counters", [0, 0, 1]), "counters: expected whole numbers"),  # lift has no stages
+        (_with("tray_size", -1.0), "scene: expected one that can be simulated"),
+    ],
+)
+def test_a_state_of_rubbish_is_refused_and_changes_nothing(
+    spoil: Callable[[State], object], message: str
+) -> None:
+    env = small_env()
+    env.reset(seed=0)
+    env.step(STAY)
+    before = env.get_state()
+    model = env.world.model
+    with pytest.raises(SimulationError, match=message):
+        env.set_state(spoil(env.get_state()))
+    after = env.get_state()
+    assert env.world.model is model
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    env.step(STAY)
+
+
+def test_a_state_that_names_no_colour_or_block_is_refused() -> None:
+    env = small_env_of("sort")
+    env.reset(seed=0)
+    for name, value in (("colours", [0.0, 2.0]), ("wanted", 2.0), ("wanted", 0.5)):
+        with pytest.raises(SimulationError, match=f"{name}: expected whole numbers, 0 to 1"):
+            env.set_state({**env.get_state(), name: value})

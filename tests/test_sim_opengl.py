@@ -104,3 +104,22 @@ class Context:
     readDepthMap: object = None
 
     def free(self) -> None: ...
+
+
+def test_without_a_display_nothing_but_the_error_is_said() -> None:
+    code = """
+import mujoco
+from teamvla.errors import MissingDependencyError
+from teamvla.sim.cameras import GlRenderer
+from types import SimpleNamespace
+model = mujoco.MjModel.from_xml_string("<mujoco/>")
+try:
+    GlRenderer(SimpleNamespace(model=model, data=mujoco.MjData(model)), 8, 8)
+except MissingDependencyError:
+    pass
+"""
+    bare = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY")}
+    there = subprocess.run(
+        [sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True
+    )
+    assert there.stderr == ""

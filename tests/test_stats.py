@@ -96,8 +96,8 @@ def test_the_table_shows_them_without_colours_in_a_pipe(root, capsys):
     lines = shown.splitlines()
     assert lines[0].split() == ["task", "episodes", "success", "steps", "seconds", "length", "size"]
     assert lines[1].split()[:9] == ["lift", "3", "66.7", "%", "20", "1.0", "4", "-", "6"]
-    assert "  contract  two_arm, 20 Hz, absolute joint position" in lines
-    assert "  cameras   rgb_a 4 x 5, rgb_b 4 x 5" in lines
+    assert "  contract      two_arm, 20 Hz, absolute joint position" in lines
+    assert "  cameras       rgb_a 4 x 5, rgb_b 4 x 5" in lines
     assert re.search(r"^ +2 x  lift the tray$", shown, re.M)
     some = r"0\.\d\d \.\. 0\.\d\d"
     assert re.search(rf"^  a a_0 +{some} +{some}  -1\.50 \.\. 1\.50$", shown, re.M)

@@ -227,6 +227,20 @@ def test_single_pictures_that_come_twice_are_worth_knowing(path: Path) -> None:
     assert (finding.code, finding.level, finding.step) == ("I446", "info", 31)
 
 
+def test_an_odd_contract_in_a_folder_of_its_own_can_be_indexed_there(tmp_path: Path) -> None:
+    for number, (task, arms) in enumerate([("lift", 6), ("lift", 6), ("push", 7)]):
+        columns = motion({"a": arms}, number) | films(["rgb_a"], number)
+        said = contract({"a": arms}, ["rgb_a"])
+        write(tmp_path / task / f"t{number}.npz", columns, contract=said, task=task)
+    (found,) = [f for f in validate_roots([tmp_path]).findings if f.code == "W436"]
+    assert found.message == (
+        "expected the contract of the others, got another one in 1 of 3 episodes: "
+        "arms[0].joints: 6 entries != 7 entries. "
+        f"Use it as a root of its own: teamvla index {tmp_path / 'push'}"
+    )
+    assert build_index([tmp_path / "push"]).num_episodes == 1
+
+
 def test_splits_are_those_of_the_index_that_stands(tmp_path: Path) -> None:
     def split(name: str, config: IndexConfig) -> str:
         names = [("lift", name)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ import typer
 
 from teamvla.cli.console import Result, Style
 from teamvla.cli.options import (
+    Config,
     Device,
     EnvId,
     Seed,
@@ -27,6 +30,7 @@ from teamvla.errors import ConfigError
 from teamvla.files import check_folder, write_json
 from teamvla.interrupts import graceful_stop
 
+LOG = logging.getLogger(__name__)
 #: reasons of episodes that broke off that are printed
 _SHOWN = 3
 
@@ -70,36 +74,50 @@ def evaluate(
         float | None,
         typer.Option("--min-success", min=0, max=1, help="Exit with 1 if the rate is lower."),
     ] = None,
+    pictures: Annotated[
+        bool,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Draw a contact sheet and an animation, if there is a report.",
+        ),
+    ] = True,
+    config: Config = None,
     set_: Set = None,
 ) -> Result:
     """Roll a checkpoint out from a fixed list of unseen initial states.
 
     The states are never shared with recording or with the ranking of checkpoints,
-    and results do not depend on the number of workers. Without --task and --env it is
-    the task that the checkpoint was trained for.
+    and results do not depend on the number of workers. Without --task, --env and --config it
+    is the task that the checkpoint was trained for. An actor that raises, or commands no
+    finite numbers, fails that episode and gives exit code 1; where it does so under a
+    perturbation alone, it is counted only. Physics that diverges is a failed episode.
     """
-    plan = _plan(checkpoint, actor, task, env, perturb, episodes, seed, workers, out, device, set_)
+    who, project, where = _who(checkpoint, actor, (task, env, config), device, set_)
+    plan = _plan(who, project, where, checkpoint, actor, perturb, episodes, seed, workers, out)
+    if not pictures:
+        plan = replace(plan, pictures=0)
     with graceful_stop() as stop:
         outcome = plan.run(lambda: bool(stop))
     data = {**outcome.data, "min_success": min_success}
     if outcome.score.episodes < plan.episodes or len(outcome.compared) < len(plan.changes):
+        again = command_line(
+            "eval", *([] if checkpoint is None else [checkpoint]), actor=actor, task=task,
+            env=env, perturb=perturb, episodes=episodes, seed=seed, workers=workers, out=out,
+            device=device, min_success=min_success, config=config, set_=set_,
+        )  # fmt: skip
         return Result(
             "teamvla.eval/1",
             data | {"out": None},
             human=lambda style: f"{style.bold('stopped')}   {outcome.score}; no report was written",
-            next_command=command_line(
-                "eval", *([] if checkpoint is None else [checkpoint]), actor=actor, task=task,
-                env=env, perturb=perturb, episodes=episodes, seed=seed, workers=workers, out=out,
-                device=device, min_success=min_success, set_=set_,
-            ),
+            next_command=again if pictures else f"{again} --no-pictures",
             exit_code=stop.exit_code,
-        )  # fmt: skip
+        )
     return Result(
         "teamvla.eval/1",
         data,
         human=lambda style: _text(style, outcome, data),
         next_command=command_line("ckpt-inspect", checkpoint) if checkpoint else None,
-        exit_code=stop.exit_code or int(_below(outcome.score, min_success)),
+        exit_code=stop.exit_code or int(_failed(outcome.score, min_success)),
     )
 
 
@@ -168,14 +186,13 @@ class Plan:
 
 
 def _plan(
-    checkpoint: Path | None, actor: str | None, task: str | None, env: str | None,
+    who: OpenActor, project: Project, where: Project, checkpoint: Path | None, actor: str | None,
     perturb: list[str] | None, episodes: int | None, seed: int | None, workers: int | None,
-    out: Path | None, device: str | None, set_: list[str] | None,
+    out: Path | None,
 ) -> Plan:  # fmt: skip
     from teamvla.evaluation.suites import EvaluationConfig, Suite
     from teamvla.sim.tasks import TaskConfig
 
-    who, project, where = _who(checkpoint, actor, task, env, device, set_)
     config = project.section("evaluation", EvaluationConfig)
     suite = Suite(where.section("task", TaskConfig), 0 if seed is None else seed)
     changes = _changes(perturb or [], suite)
@@ -191,17 +208,21 @@ def _plan(
 
 
 def _who(
-    checkpoint: Path | None, actor: str | None, task: str | None, env: str | None,
+    checkpoint: Path | None, actor: str | None, chosen: tuple[str | None, str | None, str | None],
     device: str | None, set_: list[str] | None,
 ) -> tuple[OpenActor, Project, Project]:  # fmt: skip
-    """Who acts, the configuration of the evaluation, and that of the task."""
+    """Who acts, the configuration of the evaluation, and that of the task.
+
+    ``chosen`` are --task, --env and --config.
+    """
     from teamvla.evaluation.policies import NamedActor, PolicyFromCheckpoint
 
     if actor is not None:
-        mend = "Give one of both."
-        stands_alone("--actor", "no checkpoint and no --device beside it", mend, checkpoint, device)
-        project = load_task(task, env, None, set_)
-        return NamedActor(actor), project, project
+        others = {"a checkpoint": checkpoint, "--device": device}
+        expected = "no checkpoint and no --device beside it"
+        stands_alone("--actor", expected, "Give one of both.", others)
+        named, project = NamedActor(actor), load_task(*chosen, set_)
+        return named, project, project
     if checkpoint is None:
         raise ConfigError("eval", "a checkpoint, or --actor", "neither", "See teamvla eval -h.")
     from teamvla.models.device import resolve_device
@@ -209,8 +230,8 @@ def _who(
     on = str(resolve_device("cpu" if device is None else device))
     policy = PolicyFromCheckpoint(checkpoint, on, tuple(set_ or ()))
     project = policy.project()
-    own = task is None and env is None
-    return policy, project, project if own else load_task(task, env, None, set_)
+    own = all(choice is None for choice in chosen)
+    return policy, project, project if own else load_task(*chosen, set_)
 
 
 def _changes(asked: list[str], suite: Suite) -> dict[str, dict[str, float]]:
@@ -219,17 +240,28 @@ def _changes(asked: list[str], suite: Suite) -> dict[str, dict[str, float]]:
     Raises:
         ConfigError: a perturbation does not fit, which is told before the first episode.
     """
-    from teamvla.sim.perturbations import fitting, parse_perturbations, perturbed
+    from teamvla.sim.perturbations import (
+        PERTURBATIONS,
+        fitting,
+        parse_perturbations,
+        perturbed,
+    )
 
     if not asked:
         return {}
-    env = suite.open()
-    rows = [name for text in asked for name in (fitting(env) if text == "all" else [text])]
-    changes = {name: parse_perturbations(name) for name in rows}
-    for strengths in changes.values():
-        perturbed(env, strengths)
-    env.close()
+    with closing(suite.open()) as env:
+        all_that_fit = fitting(env)
+        rows = [name for text in asked for name in (all_that_fit if text == "all" else [text])]
+        changes = {name: parse_perturbations(name) for name in rows}
+        for strengths in changes.values():
+            perturbed(env, strengths)
+    if "all" in asked and (others := [n for n in PERTURBATIONS if n not in all_that_fit]):
+        LOG.info("left out of all, because they do not fit: %s", ", ".join(others))
     return changes
+
+
+def _failed(score: Score, minimum: float | None) -> bool:
+    return score.broken > 0 or _below(score, minimum)
 
 
 def _below(score: Score, minimum: float | None) -> bool:
@@ -253,8 +285,16 @@ def _text(style: Style, outcome: Outcome, data: dict[str, Any]) -> str:
     for said, count in failures.most_common(_SHOWN):
         lines.append(style.red(f"broke off {count} x: {said}"))
     lines += _table(style, outcome)
+    if data["actor"] == "expert" and outcome.compared:
+        lines.append(
+            style.dim(
+                "the expert reads no words and sees no pictures: spoiling them does not change it"
+            )
+        )
     if data["out"]:
         lines.append(f"{style.bold('report')}    {Path(data['out']) / 'report.json'}")
+    else:
+        lines.append(style.dim("no report: give --out DIR"))
     lines += [f"{style.bold('picture')}   {path}" for path in data["pictures"].values()]
     return "\n".join(lines)
 

@@ -55,9 +55,14 @@ def index(
 
     given = {"val_fraction": val_fraction, "skip_invalid": skip_invalid}
     if verify:
-        others = (rebuild or None, config, set_, *given.values())
+        others: dict[str, object] = {
+            "--rebuild": rebuild or None,
+            "--config": config,
+            "--set": set_,
+        }
+        others |= {f"--{key.replace('_', '-')}": value for key, value in given.items()}
         mend = "It builds nothing and has no settings."
-        stands_alone("--verify", "to stand alone, but for --out", mend, *others)
+        stands_alone("--verify", "to stand alone, but for --out", mend, others)
         return _verified(roots, out)
     settings = _settings(config, set_, given)
     built = build_index(roots, out, settings, rebuild=rebuild)

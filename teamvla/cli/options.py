@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from teamvla.errors import ConfigError
+from teamvla.errors import ConfigError, RegistryError
 from teamvla.seeds import MAX_SEED
 
 if TYPE_CHECKING:
     from teamvla.config import Project
 
+_OWN_TASK = (
+    "The command line knows a task of your own once an installed package announces it as an "
+    "entry point of the group teamvla.tasks (docs/simulation.md)"
+)
 Config = Annotated[
     str | None,
     typer.Option("--config", "-c", metavar="NAME", help="YAML file, or a shipped configuration."),
@@ -37,8 +42,12 @@ Workers = Annotated[
     typer.Option("--workers", "-w", min=1, help="Worker processes; same results. 1 by default."),
 ]
 TaskName = Annotated[
-    str | None, typer.Option("--task", "-t", help="What is done; lift by default.")
-]
+    str | None,
+    typer.Option(
+        "--task", "-t", metavar="NAME",
+        help="lift, handoff, drawer, sort, recall, driving, or one of your own; lift by default.",
+    ),
+]  # fmt: skip
 EnvId = Annotated[
     str | None, typer.Option("--env", metavar="ID", help="Gymnasium id, in place of --task.")
 ]
@@ -52,10 +61,11 @@ def out_option(default: str) -> Any:
     return typer.Option("--out", "-o", metavar="DIR", help=help)
 
 
-def stands_alone(option: str, expected: str, mend: str, *others: object) -> None:
-    """Raise ConfigError if any of ``others`` was given beside ``option``."""
-    if any(other is not None and other != [] for other in others):
-        raise ConfigError(option, expected, "other options", mend)
+def stands_alone(option: str, expected: str, mend: str, others: Mapping[str, object]) -> None:
+    """Raise ConfigError if any of ``others``, by their names, was given beside ``option``."""
+    given = [name for name, value in others.items() if value is not None and value != []]
+    if given:
+        raise ConfigError(option, expected, " and ".join(given), mend)
 
 
 def load_project(
@@ -96,21 +106,73 @@ def load_task(
     """The configuration that ``--task``, ``--env`` or ``--config`` choose; lift without any.
 
     Raises:
-        ConfigError: ``--env`` beside one of the others.
-        RegistryError: there is no environment of that id.
+        ConfigError: ``--env`` beside one of the others; a task that is not that of the
+            configuration, or that cannot do without one.
+        RegistryError: there is no environment of that id, or no such task.
     """
     from teamvla.config import shipped_configs
+    from teamvla.sim.tasks import TASKS
 
     if env is not None:
         from teamvla.sim.adapters.ids import config_for
 
         mend = "The id decides on both."
-        stands_alone("--env", "neither --task nor --config beside it", mend, task, config)
+        others = {"--task": task, "--config": config}
+        stands_alone("--env", "neither --task nor --config beside it", mend, others)
         return load_project(config_for(env), overrides, **session)
     name = config or task or "lift"
-    # A task without a shipped configuration is another package's, or mistyped: TASKS will tell.
+    # A task without a shipped configuration is another package's, or mistyped: TASKS tells.
     shipped = config is not None or name in shipped_configs()
-    return load_project(name if shipped else None, overrides, **session).replace("task", name=task)
+    if not shipped:
+        with own_tasks_explained("command line: error: "):
+            TASKS.get(name)
+    project = load_project(name if shipped else None, overrides, **session)
+    project = project.replace("task", name=task)
+    if shipped:
+        _require_task_of(name, project)
+    else:
+        _require_settings(name, project)
+    return project
+
+
+def _require_task_of(config: str, project: Project) -> None:
+    """Tell in one line what would be an unknown key per line: those of another task."""
+    from teamvla.config import Project
+    from teamvla.sim.tasks import TASKS
+
+    own, chosen = _task_of(Project.load(config)), _task_of(project).get("name", "lift")
+    name = own.get("name", "lift")
+    if len(own) > 1 and name != chosen and chosen in TASKS:
+        raise ConfigError(
+            f"{Path(config).stem}.yaml configures the task {name}, not {chosen}; "
+            "give one of --task and --config, and no task.name"
+        )
+
+
+def _require_settings(task: str, project: Project) -> None:
+    """Tell whoever names a task that needs settings how to give them."""
+    from teamvla.sim.tasks import TASKS
+
+    given = _task_of(project)
+    fields = TASKS.get(task).Config.model_fields.items()
+    if missing := [key for key, field in fields if field.is_required() and key not in given]:
+        expected, mend = f"task.{missing[0]} as well", "Give --env ID, or a --config that has it."
+        raise ConfigError(f"--task {task}", expected, "nothing", mend)
+
+
+def _task_of(project: Project) -> dict[str, Any]:
+    section = project.source.data.get("task")
+    return section if isinstance(section, dict) else {}
+
+
+@contextmanager
+def own_tasks_explained(prefix: str = "") -> Iterator[None]:
+    """Tell whoever names an unknown task in the block how one of their own becomes known."""
+    try:
+        yield
+    except RegistryError as error:
+        mend = f"{error.mend}. {_OWN_TASK}"
+        raise RegistryError(prefix + error.where, error.expected, error.got, mend) from None
 
 
 def command_line(name: str, *arguments: object, **options: object) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,11 +26,10 @@ from teamvla.files import check_folder
 from teamvla.interrupts import graceful_stop
 from teamvla.record import RecordConfig, Recorder, Recording, Shard
 from teamvla.record import record as record_episodes
+from teamvla.record.room import counted, show_bytes
 from teamvla.sim.tasks import TaskConfig
 
-if TYPE_CHECKING:
-    pass
-
+LOG = logging.getLogger(__name__)
 #: reasons of failures that are printed
 _SHOWN = 5
 
@@ -93,13 +94,6 @@ def record(
         check_folder(out or Path(project.session.data_root)),
         project.session.seed,
     )
-    began = time.perf_counter()
-    with graceful_stop() as stop:
-        total = record_episodes(
-            recorder, episodes, shard=part, workers=workers, executor=executor,
-            stop=lambda: bool(stop),
-        )  # fmt: skip
-    data = _summary(recorder, part, total, time.perf_counter() - began)
     again = command_line(
         "record", task=task if env or config else recorder.task.name, env=env, episodes=episodes,
         out=recorder.out, seed=recorder.seed, workers=workers,
@@ -108,14 +102,29 @@ def record(
     )  # fmt: skip
     if keep_failures is not None:
         again += " --keep-failures" if keep_failures else " --drop-failures"
+    began = time.perf_counter()
+    try:
+        with graceful_stop() as stop:
+            total = record_episodes(
+                recorder, episodes, shard=part, workers=workers, executor=executor,
+                stop=lambda: bool(stop),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        LOG.warning("what is finished stays; go on with: %s", again)
+        raise
+    data = _summary(recorder, part, total, time.perf_counter() - began)
     low = min_success is not None and total.attempts > 0 and total.success_rate < min_success
     return Result(
         "teamvla.record/1",
         data | {"min_success": min_success},
         human=lambda style: _text(style, data, total, min_success if low else None),
-        next_command=again if total.interrupted else command_line("validate", recorder.out),
+        next_command=again if total.interrupted else _next(recorder, total),
         exit_code=stop.exit_code if total.interrupted else int(low or total.broken > 0),
     )
+
+
+def _next(recorder: Recorder, total: Recording) -> str | None:
+    return command_line("validate", recorder.out) if total.kept else None
 
 
 def _summary(recorder: Recorder, shard: Shard, total: Recording, seconds: float) -> dict[str, Any]:
@@ -135,6 +144,7 @@ def _summary(recorder: Recorder, shard: Shard, total: Recording, seconds: float)
         "interval_95": list(wilson_interval(total.successes, total.attempts)),
         "failures": dict(total.failures.most_common()),
         "broken": total.broken,
+        "given_up": total.given_up,
         "steps": total.steps,
         "bytes": sum(sizes),
         "seconds": round(seconds, 3),
@@ -143,19 +153,32 @@ def _summary(recorder: Recorder, shard: Shard, total: Recording, seconds: float)
 
 
 def _text(style: Style, data: dict[str, Any], total: Recording, missed: float | None) -> str:
-    kept = f"{data['recorded']} episodes, {data['steps']} steps, {data['bytes'] / 1e6:.1f} MB"
-    again = f" ({data['existing']} were there already)" if data["existing"] else ""
+    if not (total.attempts or total.interrupted):
+        index, count = data["shard"]
+        return f"nothing to record: no episode falls to shard {index}/{count}"
+    kept = f"{counted(data['recorded'], 'episode')}, {counted(data['steps'], 'step')}"
+    again = f" ({data['existing']} there already)" if data["existing"] else ""
+    size, speed = show_bytes(data["bytes"]), f"{data['steps_per_s']:.0f} steps/s"
     lines = [
-        f"{style.bold('recorded')}  {kept} in {data['out']}{again}",
+        f"{style.bold('recorded')}  {kept}, {size} in {data['out']}{again}",
         f"{style.bold('expert')}    {show_rate(total.successes, total.attempts)}",
-        f"{style.bold('speed')}     {data['steps_per_s']:.0f} steps/s, {data['seconds']:.1f} s",
     ]
-    if missed is not None:
-        lines.append(style.red(f"the expert is below --min-success {missed:g}"))
-    if total.broken:
-        lines.append(style.red(f"{total.broken} attempts broke off and were dropped"))
+    if total.new_steps:
+        lines.append(f"{style.bold('speed')}     {speed}, {data['seconds']:.1f} s")
+    lines += [style.red(line) for line in _findings(total, missed)]
     reasons = total.failures.most_common()
     lines += [f"  {count} x {reason}" for reason, count in reasons[:_SHOWN]]
     if len(reasons) > _SHOWN:
         lines.append(f"  and {len(reasons) - _SHOWN} more reasons, all in --json")
     return "\n".join(lines)
+
+
+def _findings(total: Recording, missed: float | None) -> Iterator[str]:
+    if missed is not None:
+        yield f"the expert is below --min-success {missed:g}"
+    if total.broken:
+        yield f"{counted(total.broken, 'attempt')} broke off, dropped"
+    if total.is_hopeless:
+        yield "every attempt broke off, so the rest was not tried: mend the expert or simulator"
+    elif total.given_up:
+        yield f"{counted(len(total.given_up), 'episode')} given up: every attempt broke off"

@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from teamvla.cli.console import Result, Style
-from teamvla.cli.options import Config, Set, command_line, load_project, out_option
+from teamvla.cli.options import (
+    Config,
+    Set,
+    command_line,
+    load_project,
+    out_option,
+    own_tasks_explained,
+)
+from teamvla.errors import ConfigError
 from teamvla.files import check_folder, publish
 
 if TYPE_CHECKING:
     from teamvla.data import Episode
     from teamvla.replay import Replayed
+    from teamvla.sim.interface import RobotEnv
 
 LOG = logging.getLogger(__name__)
 #: what may differ between versions of the software, in each field's unit
@@ -46,8 +55,8 @@ def replay(
     """Show an episode, and execute its actions again from where it began.
 
     Episodes of this recorder are repeated to the bit by the versions that recorded them, the
-    noise on their commands included. An episode that names no simulator is only shown; with
-    --config it is executed in the environment of that configuration.
+    noise on their commands included. --set changes the recorded settings. An episode that names
+    no simulator is only shown; with --config it is executed in that configuration's environment.
     """
     from teamvla.data import read_episode
 
@@ -79,23 +88,25 @@ def _root(path: Path, episode: Episode) -> Path:
     return path.parent.parent if path.parent.name == episode.task else path.parent
 
 
-def _picture(episode: Episode, folder: Path) -> Path:
-    from teamvla.replay import animation
+def _picture(episode: Episode, folder: Path) -> Path | None:
+    from teamvla.replay import animation, cameras_of
 
+    if not cameras_of(episode):
+        LOG.info("%s has no pictures to show", episode.path)
+        return None
     target = check_folder(folder) / f"{episode.path.stem}.webp"
     content = animation(episode)
     return publish(target, lambda file: file.write(content), replace=True)
 
 
 def _execute(episode: Episode, config: str | None, set_: list[str] | None) -> Replayed | None:
-    from teamvla.replay import execute, open_recorded_env
+    from teamvla.replay import execute
     from teamvla.sim import make_env
     from teamvla.sim.tasks import TaskConfig
 
-    if config is not None or set_:
-        name = config or episode.task
-        env = make_env(load_project(name, set_).section("task", TaskConfig))
-    elif (known := open_recorded_env(episode.meta, str(episode.path))) is not None:
+    if config is not None:
+        env = make_env(load_project(config, set_).section("task", TaskConfig))
+    elif (known := _recorded_env(episode, set_)) is not None:
         env = known
     else:
         told = "%s names no simulator (task_config): it is shown, not executed"
@@ -107,6 +118,17 @@ def _execute(episode: Episode, config: str | None, set_: list[str] | None) -> Re
         env.close()
 
 
+def _recorded_env(episode: Episode, set_: list[str] | None) -> RobotEnv | None:
+    from teamvla.replay import open_recorded_env
+
+    with own_tasks_explained():
+        env = open_recorded_env(episode.meta, str(episode.path), set_ or ())
+    if env is None and set_:
+        got = f"{episode.path}, which names no simulator"
+        raise ConfigError("--set", "--config NAME beside it, or recorded settings", got)
+    return env
+
+
 def _facts(done: Replayed, tolerance: float | None) -> dict[str, Any]:
     return {
         "exact": done.is_exact,
@@ -116,6 +138,7 @@ def _facts(done: Replayed, tolerance: float | None) -> dict[str, Any]:
         "start": done.start,
         "noise": done.noise,
         "same_software": done.same_software,
+        "not_compared": list(done.not_compared),
         "joints": done.joints,
         "joints_unit": done.unit,
         "fields": {
@@ -137,6 +160,8 @@ def _text(
     lines += [f"  q_{arm}  {apart:.3g} {done.unit}" for arm, apart in done.joints.items()]
     off = [one for one in done.deviations if one.largest and one.field[2:] not in done.joints]
     lines += [f"  {one.field}  {one.largest:.3g} from step {one.step} on" for one in off]
+    if done.not_compared:
+        lines.append(f"  not compared, as the replay has none: {', '.join(done.not_compared)}")
     if done.outcome.failure is not None:
         lines.append(f"  broke off: {done.outcome.failure}")
     return "\n".join(lines)

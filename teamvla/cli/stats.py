@@ -22,6 +22,7 @@ LOG = logging.getLogger(__name__)
 _FIGURES = ("task", "episodes", "success", "steps", "seconds", "length", "size")
 _JOINTS = ("joint", "measured", "action", "limits")
 _MOST_INSTRUCTIONS, _MOST_CODES = 3, 20
+_MARGIN = 16  # columns left of what a contract says
 
 
 def stats(
@@ -56,15 +57,23 @@ def stats(
     LOG.info("read %d episodes, %.2g ms each", overview.files, each_ms)
     if page is not None:
         write_report(page, overview)
-    errors = any(finding.code.startswith("E") for finding in overview.findings)
-    command = ["teamvla", "validate" if errors else "index", *map(str, roots)]
     return Result(
         "teamvla.stats/1",
         _data(overview, page),
         human=lambda style: "\n".join(_lines(overview, page, style)),
-        next_command=shlex.join(command),
+        next_command=shlex.join(["teamvla", *_next(roots, overview)]),
         exit_code=0 if overview.episodes else 1,
     )
+
+
+def _next(roots: list[Path], overview: Overview) -> list[str]:
+    contracts = [group.contract for group in overview.groups if group.contract is not None]
+    errors = any(finding.code.startswith("E") for finding in overview.findings)
+    if errors or any(contract != contracts[0] for contract in contracts):  # index refuses both
+        return ["validate", *map(str, roots)]
+    if contracts and contracts[0].action_signals:  # and these: its cache has no room for them
+        return ["replay", str(overview.groups[0].takes[0].path)]
+    return ["index", *map(str, roots)]
 
 
 def _data(overview: Overview, page: Path | None) -> dict[str, Any]:
@@ -123,16 +132,19 @@ def _group(group: Group, style: Style) -> Iterator[str]:
     told = len(group.instructions) + group.other_instructions
     yield from _fact("prompts", f"{told} different, the most frequent:", style)
     for text, count in group.instructions.most_common(_MOST_INSTRUCTIONS):
-        shown = textwrap.shorten(printable(text), max(20, style.width - 24), placeholder=" ...")
-        yield f"{'':12}{count:>5} x  {shown}"
+        shown = textwrap.shorten(
+            printable(text), max(20, style.width - _MARGIN - 12), placeholder=" ..."
+        )
+        yield f"{'':{_MARGIN}}{count:>5} x  {shown}"
     rows = [row for arm in group.arms for row in _joints(group, arm)]
     if rows:
         yield from (f"  {line}" for line in _table(_JOINTS, rows, style))
 
 
 def _fact(name: str, value: str, style: Style) -> list[str]:
-    lines = textwrap.wrap(value, max(20, style.width - 12)) or ["-"]
-    return [f"  {name:<10}{lines[0]}", *(f"{'':12}{line}" for line in lines[1:])]
+    lines = textwrap.wrap(value, max(20, style.width - _MARGIN)) or ["-"]
+    first = f"  {name}".ljust(_MARGIN) + lines[0]
+    return [first, *(f"{'':{_MARGIN}}{line}" for line in lines[1:])]
 
 
 def _joints(group: Group, arm: str) -> Iterator[tuple[str, ...]]:

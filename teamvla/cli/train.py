@@ -57,7 +57,8 @@ def train(
             stands_alone(
                 "--resume", "to stand alone (only --device and --data may go with it)",
                 "A resumed run keeps its own configuration; a longer one starts with --init-from.",
-                out, task, config, seed, init_from, set_,
+                {"--out": out, "--task": task, "--config": config, "--seed": seed,
+                 "--init-from": init_from, "--set": set_},
             )  # fmt: skip
             run = resume_run(resume, device, data)
         else:

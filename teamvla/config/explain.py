@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from teamvla.config.settings import Settings
 from teamvla.config.source import Address, Mark, Source
+from teamvla.registry import CUTOFF
 
 
 def explain(
@@ -50,7 +51,7 @@ def _follows_from_another(detail: ErrorDetails, details: list[ErrorDetails]) -> 
 
 def unknown_name(name: str, known: list[str]) -> str:
     """``; did you mean 'x'?`` with the known names behind it."""
-    near = difflib.get_close_matches(name, known, 1, 0.5) or _abbreviated(name, known)
+    near = difflib.get_close_matches(name, known, 1, CUTOFF) or _abbreviated(name, known)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return f"{hint} (known: {', '.join(known)})"
 
@@ -71,7 +72,7 @@ def _wrong_value(mark: Mark, detail: ErrorDetails, where: str) -> str:
     if detail["type"] == "literal_error":
         expected = detail["ctx"]["expected"].replace(" or ", ", ").split(", ")
         options = [option.strip("'") for option in expected]
-        near = difflib.get_close_matches(str(detail["input"]), options, 1, 0.5)
+        near = difflib.get_close_matches(str(detail["input"]), options, 1, CUTOFF)
         text += f"; did you mean '{near[0]}'?" if near else ""
     return text
 

@@ -50,7 +50,7 @@ class Comparison:
         """Of no difference: McNemar's exact test (McNemar, Psychometrika 12, 1947), two-sided."""
         changed, fewer = self.gained + self.lost, min(self.gained, self.lost)
         tail = sum(math.comb(changed, count) for count in range(fewer + 1))
-        return min(1.0, 2.0 * tail / 2.0**changed)
+        return min(1.0, 2 * tail / (1 << changed))  # whole numbers: floats end at 2.0**1023
 
     def to_dict(self) -> dict[str, Any]:
         return {

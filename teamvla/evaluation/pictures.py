@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from teamvla.evaluation.suites import OpenActor, Score, Suite
+from teamvla.evaluation.suites import OpenActor, Player, Score, Suite
 from teamvla.files import publish
 from teamvla.logs import progress
-from teamvla.rollout import Tick, rollout, run_episodes
+from teamvla.rollout import Tick, run_episodes
 
 _SHEET, _ANIMATION = "contact_sheet.png", "rollouts.webp"
 _GAP = 4
@@ -37,39 +38,28 @@ def choose(score: Score, count: int) -> list[int]:
     return sorted(failures + successes[: count - len(failures)]) or [0]
 
 
-@dataclass(frozen=True)
 class _Camera:
-    """Opens a worker that films episodes of a suite; picklable."""
+    """Films episodes of a suite."""
 
-    suite: Suite
-    open_actor: OpenActor
-    every: int
+    def __init__(self, suite: Suite, open_actor: OpenActor, every: int) -> None:
+        self._player, self._every = Player(suite, open_actor, "rgb_array"), every
 
-    def __call__(self) -> Callable[[int], Film]:
-        env = self.suite.open("rgb_array")
-        actor = self.open_actor(env)
+    def __call__(self, index: int) -> Film:
+        frames: list[np.ndarray] = []
 
-        def run(index: int) -> Film:
-            frames: list[np.ndarray] = []
+        def look(_: object = None) -> None:
+            frames.append(np.asarray(self._player.env.render()))
 
-            def look() -> None:
-                frames.append(np.asarray(env.render()))
+        def look_now_and_then(tick: Tick) -> None:
+            if (tick.index + 1) % self._every == 0:
+                look()
 
-            def look_now_and_then(tick: Tick) -> None:
-                if (tick.index + 1) % self.every == 0:
-                    look()
+        trial = self._player.play(index, look, look_now_and_then)
+        look()
+        return Film(index, trial.success, trial.steps, tuple(frames))
 
-            outcome = rollout(
-                env,
-                actor,
-                self.suite.reset_seed(index),
-                on_reset=lambda _: look(),
-                on_tick=look_now_and_then,
-            )
-            look()
-            return Film(index, outcome.success, outcome.steps, tuple(frames))
-
-        return run
+    def close(self) -> None:
+        self._player.close()
 
 
 def film(
@@ -77,12 +67,12 @@ def film(
     open_actor: OpenActor,
     indices: Sequence[int],
     *,
-    every: int = 4,
+    every: int = 6,
     workers: int = 1,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Film]:
     """Play episodes again and keep every ``every``-th frame of the overview camera."""
-    camera, films = _Camera(suite, open_actor, every), []
+    camera, films = partial(_Camera, suite, open_actor, every), []
     workers = min(workers, len(indices))
     with progress("pictures", len(indices), "episode") as bar:
         for one in run_episodes(camera, indices, workers=workers, stop=stop):
@@ -109,10 +99,10 @@ def contact_sheet(films: Sequence[Film], columns: int = 6) -> bytes:
         for column, pick in enumerate(picks):
             at = (_GAP + column * (width + _GAP), top + _BAND)
             sheet.paste(Image.fromarray(one.frames[pick]), at)
-    return _encoded(sheet, "PNG", optimize=True)
+    return _encoded(sheet, "PNG")
 
 
-def animation(films: Sequence[Film], columns: int = 3, frame_ms: int = 120) -> bytes:
+def animation(films: Sequence[Film], columns: int = 3, frame_ms: int = 150) -> bytes:
     """An animated WebP with the episodes side by side; the last frames stand for a second."""
     from PIL import Image, ImageDraw
 
@@ -135,7 +125,7 @@ def animation(films: Sequence[Film], columns: int = 3, frame_ms: int = 120) -> b
         frames.append(canvas)
     return _encoded(
         frames[0], "WEBP", save_all=True, append_images=frames[1:], duration=frame_ms, loop=0,
-        quality=75, method=4,
+        quality=75, method=2,
     )  # fmt: skip
 
 

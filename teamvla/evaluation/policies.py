@@ -10,12 +10,13 @@ import numpy as np
 
 from teamvla.checkpoint import read_header
 from teamvla.config import Project
-from teamvla.errors import ConfigError
+from teamvla.errors import ConfigError, RegistryError
 from teamvla.evaluation.baselines import BASELINES, Blind
 from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.device import one_thread
 from teamvla.models.loading import config_of, load_policy
 from teamvla.record.guards import open_expert
+from teamvla.registry import did_you_mean
 from teamvla.rollout import Actor, Observation
 from teamvla.sim import RobotEnv
 
@@ -64,15 +65,24 @@ class PolicyFromCheckpoint:
 class NamedActor:
     """Opens an actor that needs no checkpoint: ``expert``, ``nothing``, ``random``, or a class of
     your own, ``module:Class``, which is called with the environment. Picklable.
+
+    Raises:
+        RegistryError: there is no actor of that name.
     """
 
     name: str
 
+    def __post_init__(self) -> None:
+        if self.name not in BASELINES and ":" not in self.name:
+            known = did_you_mean(self.name, [*BASELINES])
+            expected = f"{', '.join(BASELINES)} or MODULE:CLASS"
+            raise RegistryError(f"actor {self.name!r}", expected, "none of them", known)
+
     def __call__(self, env: RobotEnv) -> Actor:
-        """The actor; ConfigError if there is none of that name."""
+        """The actor; ConfigError if its class cannot be imported or made."""
         if self.name in BASELINES:
             return BASELINES[self.name](env)
-        return open_expert(env, self.name)
+        return open_expert(env, self.name, "actor")
 
 
 class OnOneThread:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
+import numpy as np
 from pydantic import Field
 
 from teamvla import seeds
 from teamvla.config import Settings
+from teamvla.errors import SimulationError
 from teamvla.evaluation.statistics import show_rate, wilson_interval
 from teamvla.logs import progress
-from teamvla.rollout import Actor, rollout, run_episodes
+from teamvla.record.guards import GuardedExpert
+from teamvla.rollout import Actor, Observation, Tick, rollout, run_episodes
 from teamvla.sim import RobotEnv, make_env
+from teamvla.sim.interface import Expert
 from teamvla.sim.perturbations import perturbed
 from teamvla.sim.tasks import TaskConfig
 
+LOG = logging.getLogger(__name__)
 #: makes the actor that plays in one worker's environment; picklable if workers > 1
 OpenActor = Callable[[RobotEnv], Actor]
 
@@ -34,8 +42,9 @@ class EvaluationConfig(Settings):
 class Trial:
     """One episode of an evaluation.
 
-    ``index`` names its initial state within the suite; ``failure`` says what the simulator could
-    not go on with, if that ended it.
+    ``index`` names its initial state within the suite; ``failure`` says what simulator or actor
+    could not go on with, if that ended it. It is ``broken`` if there was no command at all: the
+    actor raised, or gave something else than finite numbers, or the episode could not begin.
     """
 
     index: int
@@ -43,6 +52,7 @@ class Trial:
     steps: int
     reward: float
     failure: str | None = None
+    broken: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,11 @@ class Score:
         return sum(trial.success for trial in self.trials)
 
     @property
+    def broken(self) -> int:
+        """Episodes in which the actor could not go on."""
+        return sum(trial.broken for trial in self.trials)
+
+    @property
     def success_rate(self) -> float:
         return self.successes / self.episodes if self.trials else 0.0
 
@@ -101,6 +116,7 @@ class Score:
             "episodes": self.episodes,
             "interval_95": list(self.interval),
             "mean_steps_to_success": self.mean_steps_to_success,
+            "broken": self.broken,
             "trials": [asdict(trial) for trial in self.trials],
         }
 
@@ -112,20 +128,67 @@ class Score:
         return show_rate(self.successes, self.episodes)
 
 
-@dataclass(frozen=True)
-class _Worker:
-    suite: Suite
-    open_actor: OpenActor
+class Player:
+    """Plays episodes of a suite in an environment of its own.
 
-    def __call__(self) -> Callable[[int], Trial]:
-        env = self.suite.open()
-        actor = self.open_actor(env)
+    Attributes:
+        env: that environment.
+    """
 
-        def run(index: int) -> Trial:
-            outcome = rollout(env, actor, self.suite.reset_seed(index))
-            return Trial(index, **asdict(outcome))
+    def __init__(self, suite: Suite, open_actor: OpenActor, render_mode: str | None = None) -> None:
+        self._suite, self.env = suite, suite.open(render_mode)
+        try:
+            self._actor = _Watched(open_actor(self.env), self.env)
+        except BaseException:
+            self.env.close()
+            raise
 
-        return run
+    def play(
+        self,
+        index: int,
+        on_reset: Callable[[Observation], None] | None = None,
+        on_tick: Callable[[Tick], None] | None = None,
+    ) -> Trial:
+        """One episode, as :func:`teamvla.rollout.rollout` runs it."""
+        seed = self._suite.reset_seed(index)
+        try:
+            outcome = rollout(self.env, self._actor, seed, on_reset=on_reset, on_tick=on_tick)
+        except SimulationError as error:  # before the first step
+            return Trial(index, False, 0, 0.0, str(error), broken=True)
+        return Trial(index, **asdict(outcome), broken=self._actor.broken)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    __call__ = play
+
+
+class _Watched:
+    """An actor of whom is known whether its latest call gave nothing that can be carried out."""
+
+    def __init__(self, actor: Actor, env: RobotEnv) -> None:
+        # Whatever acts is asked the same of as an expert, but for the phase.
+        self._actor = GuardedExpert(cast(Expert, actor), env.contract, "actor")
+        self.broken = False
+
+    def reset(self) -> None:
+        with self._noted():
+            self._actor.reset()
+
+    def act(self, observation: Observation) -> Sequence[np.ndarray]:
+        with self._noted():
+            return self._actor.act(observation)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        self.broken = True
+        try:
+            yield
+        except SimulationError:
+            LOG.debug("the actor could not go on", exc_info=True)
+            raise
+        self.broken = False
 
 
 def evaluate(
@@ -141,9 +204,12 @@ def evaluate(
     trials: list[Trial] = []
     workers = min(workers, episodes)
     with progress(name, episodes, "episode") as bar:
-        worker = _Worker(suite, open_actor)
+        worker = partial(Player, suite, open_actor)
         for trial in run_episodes(worker, range(episodes), workers=workers, stop=stop):
             trials.append(trial)
             wins = sum(one.success for one in trials)
             bar.advance(success=f"{wins}/{len(trials)}")
-    return Score(tuple(trials))
+    score = Score(tuple(trials))
+    if score.broken:
+        LOG.warning("%s: the actor could not go on in %d episodes", name, score.broken)
+    return score

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +11,12 @@ from numpy.typing import NDArray
 
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError, ContractError, SimulationError, TeamVLAError
+from teamvla.registry import import_user_object, told_in_a_line
 from teamvla.sim.interface import Action, Expert, Observation, RobotEnv
 
-_MEND = "Give --expert MODULE:CLASS: it is called with the environment, and has reset and act."
-
 _INFO = ("success", "task", "instruction")
+#: whatever the code of others raises, but for Ctrl-C; sys.exit would end us without a word
+_RAISED = (Exception, SystemExit)
 
 
 class GuardedEnv:
@@ -42,41 +40,45 @@ class GuardedEnv:
 
 
 class GuardedExpert:
-    """The expert as a rollout sees it: it raises, or its command fits the contract."""
+    """The expert as a rollout sees it: it raises, or its command fits the contract.
 
-    def __init__(self, expert: Expert, contract: Contract) -> None:
-        self._expert, self._contract = expert, contract
+    ``who`` it is, in messages.
+    """
+
+    def __init__(self, expert: Expert, contract: Contract, who: str = "expert") -> None:
+        self._expert, self._contract, self._who = expert, contract, f"the {who}"
 
     @property
     def phase(self) -> str | None:
         """What it is doing; ``None`` if it never says so."""
-        phase = getattr(self._expert, "phase", None)
-        return None if phase is None else str(phase) or "-"
+        with told_of(f"{self._who}'s phase"):
+            phase = getattr(self._expert, "phase", None)
+            return None if phase is None else str(phase) or "-"
 
     def reset(self) -> None:
-        with told_of("the expert's reset"):
+        with told_of(f"{self._who}'s reset"):
             self._expert.reset()
 
     def act(self, observation: Mapping[str, Any]) -> list[NDArray[Any]]:
         """The command's parts in the contract's types, which are what is stored and executed."""
-        with told_of("the expert"):
+        with told_of(self._who):
             parts = [np.asarray(part) for part in self._expert.act(observation)]
             joined = np.concatenate([part.ravel() for part in parts])
         self._check(parts, joined)
         try:
             return self._contract.split_command(joined)
         except ContractError as error:  # a whole number that its signal cannot hold
-            what = f"the expert's command, {error.where}"
+            what = f"{self._who}'s command, {error.where}"
             raise SimulationError(what, error.expected, error.got) from None
 
     def _check(self, parts: Sequence[NDArray[Any]], joined: NDArray[Any]) -> None:
         sizes, expected = [part.size for part in parts], [*self._contract.command_sizes]
         if sizes != expected:
             raise SimulationError(
-                "the expert's command", f"parts of {expected} numbers", f"parts of {sizes}"
+                f"{self._who}'s command", f"parts of {expected} numbers", f"parts of {sizes}"
             )
         if joined.dtype.kind not in "fiub" or not np.isfinite(joined).all():
-            raise SimulationError("the expert's command", "finite numbers", "NaN or others")
+            raise SimulationError(f"{self._who}'s command", "finite numbers", "NaN or others")
 
 
 @contextmanager
@@ -86,50 +88,38 @@ def told_of(who: str) -> Iterator[None]:
         yield
     except (TeamVLAError, MemoryError):
         raise
-    except Exception as error:
-        said = str(error).partition("\n")[0]
-        raise SimulationError(who, "no exception", f"{type(error).__name__}: {said}") from error
+    except _RAISED as error:
+        raise SimulationError(who, "no exception", told_in_a_line(error)) from error
 
 
-def open_expert(env: RobotEnv, target: str | None) -> GuardedExpert:
+def open_expert(env: RobotEnv, target: str | None, who: str = "expert") -> GuardedExpert:
     """The environment's own expert, or the one at ``target``, ``module:Class``.
+
+    ``who`` is the option that named it, and what messages call it.
 
     Raises:
         ConfigError: there is no such class, or it cannot be made.
-        SimulationError: the environment has no expert of its own.
+        SimulationError: the environment has no expert of its own, or cannot make it.
     """
-    make = RobotEnv.expert if target is None else _imported(target)
     if target is None:
-        return GuardedExpert(env.expert(), env.contract)
+        with told_of("the environment's expert"):
+            return GuardedExpert(env.expert(), env.contract)
+    make = import_user_object(target, who, _mend(who))
     try:
         expert = make(env)
-    except Exception as error:
-        raise _unusable(target, f"a class that takes the environment: {_said(error)}") from error
+    except _RAISED as error:
+        raise _unusable(
+            who, target, f"a class that takes the environment: {told_in_a_line(error)}"
+        ) from error
     for method in ("reset", "act"):
         if not callable(getattr(expert, method, None)):
-            raise _unusable(target, f"one without {method}")
-    return GuardedExpert(expert, env.contract)
+            raise _unusable(who, target, f"one without {method}")
+    return GuardedExpert(expert, env.contract, who)
 
 
-def _imported(target: str) -> Callable[[RobotEnv], Expert]:
-    module, separator, name = target.partition(":")
-    if not (module and separator and name):
-        raise _unusable(target, "no MODULE:CLASS")
-    here = str(Path.cwd())
-    if here not in sys.path:  # a script's folder is, but not that of an installed command
-        sys.path.append(here)
-    try:
-        found: Any = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module does when it is imported
-        raise _unusable(target, _said(error)) from error
-    if not callable(found):
-        raise _unusable(target, f"a {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
+def _unusable(who: str, target: str, got: str) -> ConfigError:
+    return ConfigError(f"{who} {target!r}", "a class that can be imported", got, _mend(who))
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
-
-
-def _unusable(target: str, got: str) -> ConfigError:
-    return ConfigError(f"expert {target!r}", "a class that can be imported", got, _MEND)
+def _mend(who: str) -> str:
+    return f"Give --{who} MODULE:CLASS: it is called with the environment, and has reset and act."

@@ -15,6 +15,7 @@ from typing import Any
 from teamvla.errors import ConfigError, MissingDependencyError, TeamVLAError
 from teamvla.interrupts import SIGNALS
 from teamvla.record.recorder import Recorded, Recorder
+from teamvla.rollout import close_worker
 
 _START = "Start one with: ray start --head; or name yours in RAY_ADDRESS."
 _open: dict[tuple[str, str], Callable[[int], Recorded]] = {}
@@ -64,6 +65,8 @@ def _record(recorder: Recorder, index: int) -> Recorded:
     """In a process of the cluster, which keeps its environment for the next episode."""
     key = (recorder.recipe, str(recorder.out))
     if key not in _open:
+        for worker in _open.values():
+            close_worker(worker)
         _open.clear()
         _open[key] = recorder()
     return _open[key](index)

@@ -22,7 +22,7 @@ from teamvla.contract import Contract
 from teamvla.data import EpisodeWriter, read_meta
 from teamvla.errors import EpisodeWriteError, InputError, SchemaError, SimulationError
 from teamvla.files import canonical_json
-from teamvla.record.guards import GuardedEnv, GuardedExpert, open_expert
+from teamvla.record.guards import GuardedEnv, GuardedExpert, open_expert, told_of
 from teamvla.record.noise import ActionNoise, NoiseConfig, joint_places
 from teamvla.rollout import Observation, Outcome, Tick, rollout
 from teamvla.sim import make_env
@@ -31,7 +31,7 @@ from teamvla.sim.tasks import TaskConfig
 
 #: why an attempt failed that nothing went wrong in
 NO_SUCCESS = "no success"
-#: attempts at one episode until the recording is given up
+#: attempts at one episode until it is given up
 MAX_ATTEMPTS = 20
 #: one seed has so many episodes, and an attempt's index, which tells both, still 32 bits
 MAX_EPISODES = 1 << 24
@@ -132,24 +132,44 @@ class Recorder:
 
     def open_env(self) -> tuple[RobotEnv, GuardedExpert]:
         """The environment, and the expert that acts in it."""
-        env = make_env(self.task)
-        return env, open_expert(env, self.config.expert)
+        with told_of("the environment"):
+            env = make_env(self.task)
+        try:
+            return env, open_expert(env, self.config.expert)
+        except BaseException:
+            env.close()
+            raise
 
-    def __call__(self) -> Callable[[int], Recorded]:
-        """Open a worker: one environment, one expert, used for every index."""
-        return _Worker(self, *self.open_env()).run
+    def __call__(self, on_step: Callable[[], None] = lambda: None) -> Worker:
+        """Open a worker: one environment, one expert, used for every index.
+
+        Args:
+            on_step: called after every step that was simulated.
+        """
+        return Worker(self, *self.open_env(), on_step)
 
 
-class _Worker:
+class Worker:
     """Records episodes, one after the other, in one environment."""
 
-    def __init__(self, recorder: Recorder, env: RobotEnv, expert: GuardedExpert) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        env: RobotEnv,
+        expert: GuardedExpert,
+        on_step: Callable[[], None],
+    ) -> None:
         self._recorder, self._env, self._expert = recorder, env, expert
+        self._on_step = on_step
         self._contract: Contract = env.contract
         self._guarded = GuardedEnv(env)
         self._is_noisy = recorder.is_noisy(env)
 
-    def run(self, index: int) -> Recorded:
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def __call__(self, index: int) -> Recorded:
         """Attempt after attempt until one is kept; none if another process was faster."""
         if (there := self._recorder.existing(index)) is not None:
             return there
@@ -189,6 +209,11 @@ class _Worker:
         self, writer: EpisodeWriter, episode: int, index: int, failures: list[str]
     ) -> Outcome:
         recorder = self._recorder
+
+        def add(tick: Tick) -> None:
+            writer.add_step(row(tick, self._expert.phase, self._contract))
+            self._on_step()
+
         try:
             return rollout(
                 self._guarded,
@@ -196,7 +221,7 @@ class _Worker:
                 seeds.reset_seed(recorder.seed, seeds.Domain.RECORD, index),
                 perturb=self._noise(index) if self._is_noisy else None,
                 on_reset=partial(self._start, writer, episode, index, failures),
-                on_tick=lambda tick: writer.add_step(row(tick, self._expert.phase, self._contract)),
+                on_tick=add,
             )
         except SimulationError as error:  # before the first step
             return Outcome(False, 0, 0.0, str(error))

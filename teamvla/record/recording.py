@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Self
 
 from teamvla.errors import ConfigError, SimulationError
 from teamvla.files import check_folder
-from teamvla.logs import progress
+from teamvla.logs import Progress, progress
 from teamvla.record.recorder import MAX_EPISODES, NO_SUCCESS, Recorded, Recorder, reason
 from teamvla.record.room import Room
 from teamvla.rollout import run_episodes
@@ -34,9 +35,11 @@ class Shard:
         if not (first.isdecimal() and second.isdecimal()):
             raise ConfigError("--shard", "i/n such as 0/4", repr(text))
         shard = cls(int(first), int(second))
+        if shard.count < 1:
+            raise ConfigError("--shard", "i/n with at least one part", repr(text))
         if shard.index >= shard.count:
             raise ConfigError(
-                "--shard", f"0/{shard.count} to {max(shard.count - 1, 0)}/{shard.count}", text,
+                "--shard", f"0/{shard.count} to {shard.count - 1}/{shard.count}", text,
                 "Shards count from 0: start an array with --array=0-(n-1).",
             )  # fmt: skip
         return shard
@@ -57,6 +60,7 @@ class Recording:
     Attributes:
         kept: the episodes that are there now, and were asked for.
         failures: how many attempts failed, by the reason.
+        given_up: numbers of the episodes at which every attempt broke off.
         new_steps: made by this run.
     """
 
@@ -66,6 +70,7 @@ class Recording:
     steps: int = 0
     new_steps: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    given_up: list[int] = field(default_factory=list)
     interrupted: bool = False
 
     @property
@@ -78,11 +83,17 @@ class Recording:
         """Attempts that were dropped because the expert or the simulator could not go on."""
         return self.failures.total() - self.failures[NO_SUCCESS]
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether an episode was given up, and no attempt at any came to an end."""
+        return bool(self.given_up) and self.broken == self.attempts
+
     def count(self, one: Recorded) -> None:
         self.failures.update(one.failures)
         self.attempts += len(one.failures)
         self.new_steps += one.steps
         if one.path is None:
+            self.given_up.append(one.index)
             return
         self.attempts += 1
         self.successes += one.outcome.success
@@ -103,6 +114,9 @@ def record(
 ) -> Recording:
     """Record the episodes 0 .. ``episodes`` - 1, or a shard of them; those that are there count.
 
+    An episode at which every attempt breaks off is given up. If all attempts at all episodes
+    broke off until then, the recording ends there: ``is_hopeless``.
+
     Args:
         recorder: what to record, and into which folder.
         shard: several may be recorded into one folder at once.
@@ -115,7 +129,7 @@ def record(
         InputError: an episode of other settings is in the way, or a file; or the disk has too
             little room.
         EpisodeWriteError: the disk is full.
-        SimulationError: the expert fails too often to get there.
+        SimulationError: the expert goes on to the end, and too often without success.
     """
     if not 1 <= episodes <= MAX_EPISODES:
         raise ConfigError("--episodes", f"1 to {MAX_EPISODES}", str(episodes))
@@ -127,17 +141,42 @@ def record(
     total = Recording()
     for one in there:
         total.count(one)
-    with progress(f"record {recorder.task_name}", len(asked), "episode") as bar:
-        bar.continue_at(len(there))
-        run = partial(_run, recorder, missing, workers, executor, stop)
-        for one in _checked_for_room(recorder, there, missing, run):
-            total.count(one)
-            if one.path is None:
-                raise _given_up(recorder, total, one)
-            bar.advance(success=f"{total.successes}/{total.attempts}")
-    total.interrupted = len(total.kept) < len(asked)
+    if missing:
+        with progress(f"record {recorder.task_name}", len(asked), "episode") as bar:
+            bar.continue_at(len(there))
+            on_step = _Steps(bar, total)
+            run = partial(_run, recorder, missing, workers, executor, stop, on_step)
+            _count_all(recorder, total, bar, _checked_for_room(recorder, there, missing, run))
+    done = len(total.kept) + len(total.given_up)
+    total.interrupted = done < len(asked) and not total.is_hopeless
     total.kept.sort(key=lambda one: one.index)
     return total
+
+
+class _Steps:
+    """Shows the steps of the episode under way: a long one would look like one that hangs."""
+
+    def __init__(self, bar: Progress, total: Recording) -> None:
+        self._bar, self._total = bar, total
+        self._before, self._steps = 0, 0
+
+    def __call__(self) -> None:
+        if self._before != self._total.attempts:
+            self._before, self._steps = self._total.attempts, 0
+        self._steps += 1
+        self._bar.advance(0, steps=str(self._total.new_steps + self._steps))
+
+
+def _count_all(
+    recorder: Recorder, total: Recording, bar: Progress, results: Iterator[Recorded]
+) -> None:
+    for one in results:
+        total.count(one)
+        if one.path is None and NO_SUCCESS in one.failures:
+            raise _without_success(recorder, total, one)
+        if total.is_hopeless:
+            return
+        bar.advance(success=f"{total.successes}/{total.attempts}", steps=str(total.new_steps))
 
 
 def _checked_for_room(
@@ -147,19 +186,17 @@ def _checked_for_room(
     run: Callable[[], Iterator[Recorded]],
 ) -> Iterator[Recorded]:
     """Run what is missing; the disk is measured against what is there, else the first episode."""
-    if not missing:
-        return
     room = Room(recorder.out, len(missing))
     path = next((one.path for one in there), None)
     if path is not None:
         room.require(path)
     else:
         env, _ = recorder.open_env()  # what is wrong with it shows before any worker starts
-        room.announce(env)
-        if recorder.config.noise.sigma and not recorder.is_noisy(env):
-            told = "%s: no noise is laid over its commands, which are no joint positions"
-            LOG.info(told, recorder.task_name)
-        env.close()
+        with closing(env):
+            room.announce(env)
+            if recorder.config.noise.sigma and not recorder.is_noisy(env):
+                told = "%s: no noise is laid over its commands, which are no joint positions"
+                LOG.info(told, recorder.task_name)
     for done, one in enumerate(run(), 1):
         yield one
         if path is None and one.path is not None and done < len(missing):
@@ -173,10 +210,12 @@ def _run(
     workers: int | None,
     executor: Executor,
     stop: Callable[[], bool],
+    on_step: Callable[[], None],
 ) -> Iterator[Recorded]:
     if executor == "processes":
         workers = min(workers or 1, len(missing))
-        return run_episodes(recorder, missing, workers=workers, stop=stop)
+        open_worker = recorder if workers > 1 else partial(recorder, on_step)
+        return run_episodes(open_worker, missing, workers=workers, stop=stop)
     from teamvla.record.ray_cluster import run_on_ray
 
     # Nodes have current folders of their own.
@@ -184,7 +223,7 @@ def _run(
     return run_on_ray(shared, missing, workers=workers, stop=stop)
 
 
-def _given_up(recorder: Recorder, total: Recording, one: Recorded) -> SimulationError:
+def _without_success(recorder: Recorder, total: Recording, one: Recorded) -> SimulationError:
     return SimulationError(
         f"task {recorder.task_name}, episode {one.index}",
         "an expert that mostly succeeds",

@@ -1,4 +1,4 @@
-"""An episode as an animated picture: all cameras side by side, with what is being done."""
+"""An episode as an animated picture: its cameras side by side, with what is being done."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _HEIGHT = 192
 _BAND = 26
+_LABEL = 18
 _GAP = 4
 _MOST_FRAMES = 200
 _LAST_MS = 1000
@@ -23,9 +24,7 @@ _INK, _PAPER = (40, 44, 52), "white"
 
 
 def cameras_of(episode: Episode) -> list[str]:
-    """The fields that are pictures, uint8[T, H, W, 3], in the order of the contract."""
-    told = episode.meta.get("contract", {}).get("cameras", [])
-    order = [camera["field"] for camera in told]
+    """The cameras of the contract; without one all fields uint8[T, H, W, 3]."""
     pictures = [
         name
         for name, array in episode.fields.items()
@@ -34,8 +33,10 @@ def cameras_of(episode: Episode) -> list[str]:
         and array.ndim == 4
         and array.shape[3] == 3
     ]
-    places = {name: place for place, name in enumerate(order)}
-    return sorted(pictures, key=lambda name: (places.get(name, len(places)), name))
+    if "contract" not in episode.meta:
+        return sorted(pictures)
+    told = [camera["field"] for camera in episode.meta["contract"].get("cameras", [])]
+    return [name for name in told if name in pictures]
 
 
 def animation(episode: Episode) -> bytes:
@@ -46,7 +47,7 @@ def animation(episode: Episode) -> bytes:
     """
     cameras = cameras_of(episode)
     if not cameras:
-        raise InputError(str(episode.path), "pictures to show", "none", "Give --no-picture.")
+        raise InputError(str(episode.path), "pictures to show", "none")
     every = math.ceil(episode.num_steps / _MOST_FRAMES)
     hz = float(episode.meta.get("contract", {}).get("control_hz", 20.0))
     shown = range(0, episode.num_steps, every)
@@ -65,13 +66,16 @@ def _frame(episode: Episode, cameras: list[str], step: int, seconds: float) -> I
 
     pictures = [_enlarged(episode.fields[name][step]) for name in cameras]
     width = sum(one.width + _GAP for one in pictures) - _GAP
-    canvas = Image.new("RGB", (width, _BAND + max(one.height for one in pictures)), _PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
-    left = 0
-    for picture in pictures:
-        canvas.paste(picture, (left, _BAND))
+    top = _BAND + (_LABEL if len(cameras) > 1 else 0)
+    canvas = Image.new("RGB", (width, top + max(one.height for one in pictures)), _PAPER)
+    draw, left = ImageDraw.Draw(canvas), 0
+    for name, picture in zip(cameras, pictures, strict=True):
+        canvas.paste(picture, (left, top))
+        if len(cameras) > 1:
+            draw.text((left + 4, _BAND), name, fill=_INK, font=ImageFont.load_default(12))
         left += picture.width + _GAP
-    draw.text((4, 4), _caption(episode.fields, step, seconds), fill=_INK, font=font)
+    caption = _caption(episode.fields, step, seconds)
+    draw.text((4, 4), caption, fill=_INK, font=ImageFont.load_default(14))
     return canvas
 
 

@@ -38,9 +38,15 @@ class Comparison:
 
     def __init__(self, episode: Episode, contract: Contract) -> None:
         self._contract = contract
-        unread = {*_OWN, *episode.meta.get("json_fields", ())}
-        self._fields = {k: v for k, v in episode.fields.items() if k not in unread}
+        unread = episode.meta.get("json_fields", ())
+        self._recorded = [name for name in episode.fields if name not in _OWN]
+        self._fields = {k: episode.fields[k] for k in self._recorded if k not in unread}
         self.deviations: dict[str, Deviation] = {}
+
+    @property
+    def not_compared(self) -> list[str]:
+        """Recorded fields that no step of the replay had, and those that hold JSON."""
+        return [name for name in self._recorded if name not in self.deviations]
 
     def __call__(self, tick: Tick) -> None:
         fields = row(tick, None, self._contract)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from teamvla import seeds
-from teamvla.config import Project, shipped_configs
+from teamvla.config import Project, Settings
+from teamvla.config.project import config_folder
 from teamvla.contract import Contract
 from teamvla.data import Episode
 from teamvla.errors import EpisodeError, InputError, SimulationError
@@ -25,8 +26,7 @@ from teamvla.sim import make_env
 from teamvla.sim.interface import Action, Observation, RobotEnv
 from teamvla.sim.tasks import TaskConfig
 
-#: settings through which a file could have code of its choice imported, or run with its arguments
-_CODE = ("id", "module", "wrap", "kwargs", "state")
+_MEND = "Name the environment's configuration: --config NAME."
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Replayed:
         start: ``reset_state`` or ``reset_seed``: what it started from.
         noise: whether the noise of the recording was laid over the actions again.
         same_software: whether it was recorded with the versions that run now.
+        not_compared: recorded fields that the environment did not show.
     """
 
     outcome: Outcome
@@ -49,18 +50,24 @@ class Replayed:
     start: str
     noise: bool
     same_software: bool
+    not_compared: tuple[str, ...] = ()
 
     @property
     def is_exact(self) -> bool:
-        """Whether every field of every step is the same to the bit."""
-        steps = self.outcome.steps == self.recorded_steps
-        return steps and not any(one.largest for one in self.deviations)
+        """Whether every recorded field of every step is the same to the bit."""
+        differs = any(one.largest for one in self.deviations)
+        return self.is_as_long and not (differs or self.not_compared)
+
+    @property
+    def is_as_long(self) -> bool:
+        """Whether it took as many steps as were recorded."""
+        return self.outcome.steps == self.recorded_steps
 
     @property
     def joints(self) -> dict[str, float]:
         """Greatest difference of each arm's measured positions."""
         found = {one.field: one.largest for one in self.deviations}
-        return {arm: found[f"q_{arm}"] for arm in self.arms if found}
+        return {arm: found[f"q_{arm}"] for arm in self.arms if f"q_{arm}" in found}
 
     @property
     def worst(self) -> float:
@@ -68,59 +75,87 @@ class Replayed:
         return max((one.largest for one in self.deviations if not one.is_picture), default=0.0)
 
     def within(self, tolerance: float) -> bool:
-        """Whether the deviation is acceptable: at 0 only if every bit is the same."""
-        if self.outcome.failure is not None or self.outcome.success != self.recorded_success:
+        """Whether the deviation is acceptable: at 0 only if every bit is the same.
+
+        Whatever the tolerance, it must end where the recording did, and as it did.
+        """
+        ended = self.outcome.failure is None and self.is_as_long
+        if not ended or self.outcome.success != self.recorded_success:
             return False
         return self.is_exact if tolerance == 0 else self.worst <= tolerance
 
 
-def open_recorded_env(meta: Mapping[str, Any], where: str) -> RobotEnv | None:
+def open_recorded_env(
+    meta: Mapping[str, Any], where: str, overrides: Sequence[str] = ()
+) -> RobotEnv | None:
     """The environment that an episode with this metadata was recorded in.
 
     ``None`` if the metadata name none: a real robot's, or a converted dataset's.
 
+    Args:
+        overrides: ``--set`` items, ``task.KEY=VALUE``, laid over the recorded settings.
+
     Raises:
         InputError: the settings are not this version's, or would import code that no
             configuration of this package names.
+        RegistryError: the task is one of somebody's own, and not known here.
+        ConfigError: an override is wrong.
     """
     if "task_config" not in meta:
         return None
-    mend = "Name the environment's configuration: --config NAME."
-    data = _parsed(meta["task_config"], where, mend)
+    config = _recorded_config(meta["task_config"], where)
+    if overrides:
+        recorded = Project.from_data({"task": config.model_dump(mode="json")})
+        config = recorded.override(overrides).section("task", TaskConfig)
+    return make_env(config)
+
+
+def _recorded_config(text: Any, where: str) -> TaskConfig:
+    """The settings in a file, which choose no code."""
+    data = _parsed(text, where)
     try:
         config = TaskConfig.choose(data).model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         at = ".".join(map(str, ("task_config", *first["loc"])))
         raise InputError(
-            f"{where}: {at}", "a setting of this version", first["msg"], mend
+            f"{where}: {at}", "a setting of this version", first["msg"], _MEND
         ) from None
     assert isinstance(config, TaskConfig)
-    if (named := _code_in(config)) and named not in _shipped_code(config.name):
+    if (named := code_in(config)) and named not in _shipped_code(config.name):
         got = "code that a data file chose"
-        raise InputError(f"{where}: task_config", "a shipped environment", got, mend)
-    return make_env(config)
+        raise InputError(f"{where}: task_config", "a shipped environment", got, _MEND)
+    return config
 
 
-def _parsed(text: Any, where: str, mend: str) -> dict[str, Any]:
+def _parsed(text: Any, where: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except (TypeError, ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise InputError(f"{where}: task_config", "JSON text of settings", repr(text)[:60], mend)
+        raise InputError(f"{where}: task_config", "JSON text of settings", repr(text)[:60], _MEND)
     return data
 
 
-def _code_in(config: TaskConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in _CODE if hasattr(config, name)}
+def code_in(config: Settings) -> dict[str, Any]:
+    """What is set where the settings name code, by the key: see ``json_schema_extra`` of these."""
+    found: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value, extra = getattr(config, name), field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("code"):
+            found[name] = value
+        elif isinstance(value, Settings):
+            found |= {f"{name}.{key}": inner for key, inner in code_in(value).items()}
+    return found
 
 
 def _shipped_code(task: str) -> Iterator[dict[str, Any]]:
-    for name in shipped_configs():
-        project = Project.load(name)
+    # By their paths: a file of that name in the current folder would come first.
+    for path in sorted(config_folder().glob("*.yaml")):
+        project = Project.load(str(path))
         if project.source.data.get("task", {}).get("name") == task:
-            yield _code_in(project.section("task", TaskConfig))
+            yield code_in(project.section("task", TaskConfig))
 
 
 def execute(episode: Episode, env: RobotEnv) -> Replayed:
@@ -136,7 +171,7 @@ def execute(episode: Episode, env: RobotEnv) -> Replayed:
     meta, contract = episode.meta, env.contract
     if "contract" in meta:
         recorded = Contract.parse(meta["contract"], str(episode.path))
-        contract.require(recorded, "the environment", str(episode.path))
+        recorded.require(contract, str(episode.path), "the environment")
     stage, tape = _Stage(env, episode), _Tape(episode, contract)
     noise = _noise_of(meta, contract)
     compare = Comparison(episode, contract)
@@ -154,6 +189,7 @@ def execute(episode: Episode, env: RobotEnv) -> Replayed:
         stage.start,
         noise is not None,
         meta.get("software") == software(),
+        tuple(compare.not_compared),
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teamvla.errors import SimulationError
+from teamvla.sim import saved
 from teamvla.sim.cameras import CameraRig, Picture, RayRenderer
 from teamvla.sim.experts import Expert
 from teamvla.sim.interface import Action, Observation, RobotEnv, State
@@ -24,14 +25,13 @@ from teamvla.sim.scene import (
     two_arm_contract,
 )
 from teamvla.sim.tasks import TASKS, Task, TaskConfig, TwoArmTaskConfig
-from teamvla.sim.tasks.base import Surroundings, Variation, solver
+from teamvla.sim.tasks.base import EDITS, Surroundings, Variation, solver
 from teamvla.sim.world import World
 
 #: Changes the MJCF of an episode before it is compiled; the generator is the episode's own.
 SceneEdit = Callable[[Element, np.random.Generator], None]
 _SETTLE_STEPS = 25
 _OVERVIEW_SIZE = (240, 320)
-_OVERVIEW_SAMPLES = 2
 _PER_ARM = len(JOINTS) + 1
 _SPOILT = -1  # the stage of an episode that cannot succeed any more
 _SLACK_RAD = 0.5  # joint limits are soft: a measured angle may overshoot
@@ -124,8 +124,7 @@ class TwoArmEnv(RobotEnv):
     def render(self) -> Picture:
         """The whole scene, uint8[240, 320, 3], whatever the cameras of the observation are."""
         if self._overview is None:
-            size = _OVERVIEW_SIZE
-            self._overview = RayRenderer(self.world, *size, True, _OVERVIEW_SAMPLES)
+            self._overview = RayRenderer(self.world, *_OVERVIEW_SIZE, shadows=True)
         return self._overview.render("overview")
 
     def close(self) -> None:
@@ -166,13 +165,18 @@ class TwoArmEnv(RobotEnv):
         """Go back to what :meth:`get_state` gave, to the bit; arrays or nested lists.
 
         Raises:
-            SimulationError: the state belongs to another task or version.
+            SimulationError: the state is damaged, or belongs to another task or version; then
+                the environment stays as it is.
         """
-        arrays = {name: np.asarray(value) for name, value in state.items()}
-        _require_shapes({name: array.shape for name, array in arrays.items()}, self._shapes())
-        counters, physics = arrays.pop("counters"), arrays.pop("physics")
-        variation = {name: value.astype(np.float64) for name, value in arrays.items()}
-        self.world.load(self._scene(variation))
+        variation = saved.arrays(state)
+        saved.require_shapes(variation, self._shapes())
+        counters, physics = variation.pop("counters"), variation.pop("physics")
+        most = (self.max_steps, self.max_steps, len(self.task.stages))
+        saved.require_whole("counters", counters, (0, 0, _SPOILT), most)
+        for name, count in (Surroundings.choices(self.config) | self.task.choices()).items():
+            saved.require_whole(name, variation[name], 0, count - 1)
+        with saved.checked("scene"):
+            self.world.load(self._scene(variation))
         self.world.restore(physics)
         self._variation = variation
         self._steps, self._held, self.stage = (int(count) for count in counters)
@@ -181,7 +185,7 @@ class TwoArmEnv(RobotEnv):
     def _draw(self, rng: np.random.Generator) -> Variation:
         drawn = Surroundings.draw(self.config, rng) | self.task.draw(rng)
         # Drawn last, and always: edits of the scene change nothing else about the episode.
-        return drawn | {"edits": np.array(float(rng.integers(2**32)))}
+        return drawn | {"edits": np.array(float(rng.integers(EDITS)))}
 
     def _scene(self, variation: Variation) -> str:
         around = Surroundings.of(variation)
@@ -243,16 +247,6 @@ def _resolve(config: TaskConfig) -> tuple[TwoArmTaskConfig, Task]:
         config = kind.Config.model_validate(config.model_dump(exclude_unset=True))
     task: Task = kind(config)
     return task.config, task
-
-
-def _require_shapes(given: dict[str, tuple[int, ...]], known: dict[str, tuple[int, ...]]) -> None:
-    if given != known:
-        raise SimulationError(
-            "state",
-            f"entries with shapes {known}",
-            str(given),
-            "It was saved by another task or version",
-        )
 
 
 def _observation_space(cameras: dict[str, gymnasium.Space[Any]]) -> gymnasium.Space[Any]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from teamvla.errors import ConfigError
@@ -33,3 +36,15 @@ def import_simulator(name: str) -> ModuleType:
             f"{backend!r} ({type(error).__name__}: {error})",
             f"Unset it, pictures need none by default. {OPENGL}",
         ) from error
+
+
+@contextmanager
+def without_a_display() -> Iterator[None]:
+    """Let GLFW not warn, when it is imported or tried, that there is no display.
+
+    dm_control tries it without a need; where there is one, an error says more.
+    """
+    missing = ".*(DISPLAY environment|GLFW library is not initialized)"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=missing, module="glfw")
+        yield

@@ -74,4 +74,8 @@ class RobotEnv(gymnasium.Env[Observation, Action]):
 
     @abstractmethod
     def set_state(self, state: Mapping[str, Any]) -> Observation:
-        """Go back to what :meth:`get_state` gave, to the bit; arrays or nested lists."""
+        """Go back to what :meth:`get_state` gave, to the bit; arrays or nested lists.
+
+        Raises:
+            SimulationError: it is none that was saved here; the environment stays as it is.
+        """

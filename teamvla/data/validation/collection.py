@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
 
+from teamvla.contract import Contract
 from teamvla.data.splits import assign_splits
 from teamvla.data.validation.findings import Fault
 from teamvla.data.validation.summary import Summary
@@ -27,6 +30,7 @@ from teamvla.data.validation.thresholds import (
 Odd = tuple[Summary, Fault]
 Fractions = tuple[float, float]
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_MOST_LINES, _LONGEST_LINE = 3, 80  # of what differs between two contracts
 # Words that say nothing about a task.
 _FILLERS = frozenset(
     [
@@ -69,7 +73,7 @@ def copies(episodes: Sequence[Summary], fractions: Fractions) -> Iterator[Odd]:
         # So few steps may be alike by chance, as those of a robot that rests.
         if twin == number and one.motion is not None and one.steps >= MIN_STEPS:
             twin = moves.setdefault(one.motion, number)
-        if twin == number:
+        if twin == number or _starts_alike(one, episodes[twin]):
             continue
         what = "columns" if episodes[twin].content == one.content else "motion"
         here, there = splits[number], splits[twin]
@@ -78,6 +82,15 @@ def copies(episodes: Sequence[Summary], fractions: Fractions) -> Iterator[Odd]:
             yield one, Fault("W432", None, None, said)
         else:
             yield one, Fault("E433", None, None, f"{said}: one is in {here}, one in {there}")
+
+
+def _starts_alike(one: Summary, twin: Summary) -> bool:
+    """Whether two resets of a discrete world, which has few starts, may have met the same."""
+    meaning = one.meaning
+    if meaning is None or one.reset_seed is None or twin.reset_seed is None:
+        return False
+    continuous = any(signal.dtype == "float32" for signal in meaning.signals)
+    return not (meaning.arms or continuous) and one.reset_seed != twin.reset_seed
 
 
 def _name(one: Summary, beside: Summary) -> str:
@@ -92,13 +105,34 @@ def contracts(episodes: Sequence[Summary]) -> Iterator[Odd]:
     if len(counts) < 2:
         return
     most = counts.most_common(1)[0][0]
+    usual = next(one.meaning for one in episodes if one.contract == most)
     seen = {most}
     for one in episodes:
         if one.contract is not None and one.contract not in seen:
             seen.add(one.contract)
-            said = f"{one.contract[:12]} ({counts[one.contract]} of {counts.total()} episodes)"
-            message = f"expected the contract of the others, {most[:12]}, got {said}"
+            share = f"{counts[one.contract]} of {counts.total()} episodes"
+            got = f"another one in {share}: {_differences(usual, one.meaning)}"
+            message = f"expected the contract of the others, got {got}. {_apart(one, episodes)}"
             yield one, Fault("W436", None, "contract", message)
+
+
+def _differences(usual: Contract | None, other: Contract | None) -> str:
+    """The first lines of what is not alike, the most frequent contract's first."""
+    assert usual is not None
+    assert other is not None  # they have digests
+    lines = [textwrap.shorten(line, _LONGEST_LINE) for line in usual.diff(other)]
+    more = f"; and {len(lines) - _MOST_LINES} more" if len(lines) > _MOST_LINES else ""
+    return "; ".join(lines[:_MOST_LINES]) + more
+
+
+def _apart(one: Summary, episodes: Sequence[Summary]) -> str:
+    """How the episodes of this contract are used without the others."""
+    folders = {other.path.parent for other in episodes if other.contract == one.contract}
+    others = {other.path.parent for other in episodes if other.contract != one.contract}
+    if len(folders) == 1 and not folders & others:
+        takes = "validate" if one.meaning is None or one.meaning.action_signals else "index"
+        return f"Use it as a root of its own: {shlex.join(['teamvla', takes, str(*folders)])}"
+    return "Put them into a folder of their own"
 
 
 def foreign_prompts(episodes: Sequence[Summary]) -> Iterator[Odd]:

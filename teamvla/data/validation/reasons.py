@@ -190,7 +190,8 @@ REASONS = {
     "W432": Explanation(
         "A copy counts double and adds nothing.",
         "Two files of one split have the same columns, or (from ten steps on) the same positions "
-        "and commands, by the checksums in their directories. No robot repeats itself to the bit.",
+        "and commands, by the checksums in their directories. No robot repeats itself to the bit. "
+        "Resets of a discrete world, by different seeds, may: these are not looked at.",
         "Remove one of the two.",
     ),
     "W434": Explanation(
@@ -209,7 +210,7 @@ REASONS = {
     "W436": Explanation(
         "Numbers that do not mean the same must not be trained on together; index refuses them.",
         "Episodes of one call have contracts with different digests.",
-        "Validate and index them apart; Contract.diff shows what differs.",
+        "Validate and index them apart: a root may be the folder of one task, data/aloha_transfer.",
     ),
     "W438": Explanation(
         "A position that the joint cannot have is an offset, a unit or an order gone wrong.",

@@ -128,8 +128,16 @@ class Structure:
             yield from _check_json(self._file.path, name, array)
         if array.ndim <= 2:
             self._small[name] = array
-        elif array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3 and array.size:
+        elif self._is_picture(name, array):
             self._pictures[name] = sum_up(array, self._file.members[name].crc)
+
+    def _is_picture(self, name: str, array: np.ndarray) -> bool:
+        signals = () if self._contract is None else self._contract.signals
+        if any(signal.field == name for signal in signals):  # such as the cells of a grid
+            return False
+        return (
+            array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3 and array.size > 0
+        )
 
     def _layout(self) -> Problems:
         meta = self._file

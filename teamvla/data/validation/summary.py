@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from teamvla.contract import Contract
 from teamvla.data.fields import arms_of
 from teamvla.data.validation.record import Record
 
@@ -25,6 +26,9 @@ class Summary:
         start: joint positions of the first step and their means, by arm.
         grips: gripper command of the first step, by arm.
         views: thumbnail of the first picture, by camera.
+        contract: its digest.
+        meaning: the contract itself.
+        reset_seed: that its simulator was reset with.
     """
 
     path: Path
@@ -36,6 +40,8 @@ class Summary:
     success: bool | None = None
     steps: int = 0
     contract: str | None = None
+    meaning: Contract | None = None
+    reset_seed: int | None = None
     start: Mapping[str, np.ndarray] = field(default_factory=dict)
     grips: Mapping[str, float] = field(default_factory=dict)
     views: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -56,7 +62,8 @@ def summarise(path: Path, entries: list[Entry], record: Record) -> Summary:
     return Summary(
         path, str(meta["task"]), str(meta["episode_id"]), *digests(entries),
         instruction=str(meta["instruction"]), success=bool(meta["success"]), steps=record.steps,
-        contract=record.contract_digest,
+        contract=record.contract_digest, meaning=record.contract,
+        reset_seed=meta.get("reset_seed"),
         start=start, grips=grips, views={k: v.first for k, v in record.pictures.items()},
     )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -10,10 +11,11 @@ import numpy as np
 from gymnasium import spaces
 
 from teamvla.contract import Contract, Signal
-from teamvla.errors import ConfigError, SimulationError
+from teamvla.errors import ConfigError, SimulationError, TeamVLAError
+from teamvla.registry import import_user_object, told_in_a_line
 from teamvla.sim.adapters.commanding import Commander
 from teamvla.sim.adapters.mapping import RENDER
-from teamvla.sim.adapters.opening import named, open_env
+from teamvla.sim.adapters.opening import open_env
 from teamvla.sim.adapters.pictures import ModelCameras
 from teamvla.sim.adapters.reading import Reader
 from teamvla.sim.adapters.states import blown_up, physics_of, restore, save
@@ -51,18 +53,23 @@ class GymnasiumEnv(RobotEnv):
         kwargs = dict(config.kwargs)
         if self._shown or (render_mode is not None and not self._filmed):
             kwargs = {"render_mode": "rgb_array", **kwargs}
-        self.foreign = open_env(config.id, config.module, kwargs, config.wrap)
         self.contract: Contract = mapping.contract(config.control_hz, camera.height, camera.width)
         self._reader = Reader(mapping, (camera.height, camera.width))
-        self._commander = Commander(mapping.action, self.contract, self.foreign.action_space)
-        self._cameras = self._open_cameras(camera) if self._filmed else None
+        self.foreign = open_env(config.id, config.module, kwargs, config.wrap)
+        self._cameras: ModelCameras | None = None
         self._overview: ModelCameras | None = None
         self._hidden = [field for field, s in mapping.signals.items() if s.role == "target"]
         self._seen: Observation = {}
         self._targets: Observation = {}
         self._words = ""
         self._steps = self._held = 0
-        self._require_fitting()
+        try:
+            self._commander = Commander(mapping.action, self.contract, self.foreign.action_space)
+            self._cameras = self._open_cameras(camera) if self._filmed else None
+            self._require_fitting()
+        except BaseException:
+            self.close()
+            raise
         self.observation_space = _observation_space(self.contract, self._seen)
         self.action_space: gymnasium.Space[Action] = _action_space(self.contract)
 
@@ -72,13 +79,13 @@ class GymnasiumEnv(RobotEnv):
         """Start an episode; all of it follows from ``seed``. Info: instruction, task, success.
 
         Raises:
-            SimulationError: the observation does not fit the mapping.
+            SimulationError: the environment fails, or its observation does not fit the mapping.
         """
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(2**31))
-        raw, info = self.foreign.reset(
-            seed=_within(drawn if seed is None else seed, self.config.seed_bits), options=options
-        )
+        bits = _within(drawn if seed is None else seed, self.config.seed_bits)
+        with self._told("a reset"):
+            raw, info = self.foreign.reset(seed=bits, options=options)
         self._steps = self._held = 0
         phrasing = self.config.instructions[
             int(self.np_random.integers(len(self.config.instructions)))
@@ -96,11 +103,8 @@ class GymnasiumEnv(RobotEnv):
         """
         self._require_reset()
         command = self._commander(action)
-        try:
+        with self._told("a step"):
             raw, reward, ended, broken_off, info = self.foreign.step(command)
-        except Exception as error:  # each simulator fails in a way of its own
-            said = f"{type(error).__name__}: {error}"
-            raise SimulationError(f"environment {self.config.id}", "a step", said) from error
         self._require_sound()
         self._steps += 1
         success = self._reader.success(raw, info, float(reward), bool(ended))
@@ -126,12 +130,24 @@ class GymnasiumEnv(RobotEnv):
         self.foreign.close()
 
     def expert(self) -> Expert:
-        """The scripted expert; SimulationError if ``task.expert`` names none."""
+        """The scripted expert.
+
+        Raises:
+            SimulationError: ``task.expert`` names none.
+            ConfigError: it cannot be imported, or not made.
+        """
         target = self.config.expert
         if target is None:
             mend = "Name one: task.expert, or --expert module:Class"
             raise SimulationError(f"environment {self.config.id}", "an expert", "none", mend)
-        expert: Expert = named(target, "task.expert")(self)
+        make = import_user_object(target, "task.expert")
+        try:
+            expert: Expert = make(self)
+        except TeamVLAError:
+            raise
+        except Exception as error:  # whatever somebody's expert does
+            expected, got = "one that can be made with the environment", told_in_a_line(error)
+            raise ConfigError(f"task.expert {target!r}", expected, got) from error
         return expert
 
     @property
@@ -173,6 +189,15 @@ class GymnasiumEnv(RobotEnv):
             if f"seen.{field}" in arrays:
                 self._seen[field] = arrays[f"seen.{field}"].astype(known[f"seen.{field}"].dtype)
         return self._film(self._seen)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Let an exception of the environment be one that names it."""
+        try:
+            yield
+        except Exception as error:  # each simulator fails in a way of its own
+            said = f"{type(error).__name__}: {error}"
+            raise SimulationError(f"environment {self.config.id}", what, said) from error
 
     def _observe(self, raw: Any, info: Mapping[str, Any]) -> Observation:
         shown = np.asarray(self.foreign.render()) if self._shown else None

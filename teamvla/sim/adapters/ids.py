@@ -27,7 +27,6 @@ def config_for(env_id: str) -> str:
     raise RegistryError(
         f"environment {env_id!r}",
         "an id that a shipped configuration has",
-        "none like it",
-        f"{did_you_mean(env_id, [*CONFIGS])}. Any other id needs a mapping of its numbers: "
+        mend=f"{did_you_mean(env_id, [*CONFIGS])}. Any other id needs a mapping of its numbers: "
         "--config FILE (docs/environments.md)",
     )

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from pydantic.config import JsonDict
 
 from teamvla.config.settings import Settings
 from teamvla.sim.adapters.mapping import FieldMapping
@@ -13,6 +14,10 @@ from teamvla.sim.tasks.base import TaskConfig
 
 if TYPE_CHECKING:
     from teamvla.sim.interface import RobotEnv
+
+
+#: of a setting that names code, or its arguments: a data file may not choose it (teamvla.replay)
+_CODE: JsonDict = {"code": True}
 
 
 class PictureConfig(Settings):
@@ -32,23 +37,33 @@ class GymnasiumConfig(TaskConfig):
     """An environment of somebody else's, by its Gymnasium id."""
 
     name: str = Field(default="gymnasium", description="Which task.")
-    id: str = Field(min_length=1, description="Id of the Gymnasium environment.")
+    id: str = Field(
+        min_length=1, description="Id of the Gymnasium environment.", json_schema_extra=_CODE
+    )
     slug: str = Field(
         default="",
         pattern=r"^([a-z0-9][a-z0-9_-]{0,63})?$",
         description="Name of the task in the data; made of the id if empty.",
     )
     module: str | None = Field(
-        default=None, description="What to import so that the id is registered."
+        default=None,
+        description="What to import so that the id is registered.",
+        json_schema_extra=_CODE,
     )
     kwargs: dict[str, Any] = Field(
-        default={}, description="Arguments that the environment is made with."
+        default={},
+        description="Arguments that the environment is made with.",
+        json_schema_extra=_CODE,
     )
     wrap: str | None = Field(
-        default=None, description="module:name, called with the environment to wrap or mend it."
+        default=None,
+        description="module:name, called with the environment to wrap or mend it.",
+        json_schema_extra=_CODE,
     )
     expert: str | None = Field(
-        default=None, description="module:Class of a scripted expert, made with the environment."
+        default=None,
+        description="module:Class of a scripted expert, made with the environment.",
+        json_schema_extra=_CODE,
     )
     control_hz: float = Field(default=20.0, gt=0, description="Control steps a second.")
     hold_steps: int = Field(
@@ -61,6 +76,7 @@ class GymnasiumConfig(TaskConfig):
         default=None,
         description="Attributes that decide, with MuJoCo's state and the random generator, how "
         "an episode goes on; null: nobody knows, and no state is saved.",
+        json_schema_extra=_CODE,
     )
     camera: PictureConfig = Field(default=PictureConfig(), description="All pictures.")
     mapping: FieldMapping = Field(description="What becomes which field of a step.")

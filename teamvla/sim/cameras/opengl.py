@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from teamvla.errors import MissingDependencyError
 from teamvla.sim.cameras.rays import Capture, Picture, Simulated
 from teamvla.sim.cameras.shading import Floats
-from teamvla.sim.graphics import OPENGL
+from teamvla.sim.graphics import OPENGL, without_a_display
 
 _SHADOW_MAP = 1024  # pixels along a side; MuJoCo's own 4096 take a second on a processor
 _MOST_GEOMS = 10_000
@@ -56,7 +56,8 @@ class GlRenderer:
         self._context: Any = None
         self._gl: Any = _gl_context(width, height)
         try:
-            self._follow()
+            with without_a_display():
+                self._follow()
         except Exception as error:  # each GL backend fails in a way of its own
             self._gl.free()
             raise _unusable(error) from error
@@ -161,7 +162,8 @@ def _sizes(visual: Any, height: int, width: int, shadow_map: int) -> Iterator[No
 
 def _gl_context(width: int, height: int) -> Any:
     try:
-        return mujoco.GLContext(width, height)
+        with without_a_display():
+            return mujoco.GLContext(width, height)
     except Exception as error:  # each GL backend fails in a way of its own
         raise _unusable(error) from error
 

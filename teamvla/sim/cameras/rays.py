@@ -12,7 +12,16 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from teamvla.sim.cameras.shading import WHITE, Floats, Lamp, backdrop, dot, lamps, palette
+from teamvla.sim.cameras.shading import (
+    WHITE,
+    Floats,
+    Lamp,
+    backdrop,
+    dot,
+    lamps,
+    palette,
+    see_through,
+)
 
 Picture = NDArray[np.uint8]
 FloatArray = NDArray[np.float64]
@@ -61,7 +70,8 @@ class RayRenderer:
 
     Pictures are the same to the bit in every process: apart from MuJoCo's ray caster only
     element-by-element arithmetic is used. Geoms of the groups 0 to 2 are seen, meshes
-    included; textures are not.
+    included; textures are not. A geom is opaque or, with an alpha below 0.5, not there at all:
+    it casts no shadow either.
 
     Args:
         world: the scene to look at.
@@ -124,10 +134,11 @@ class RayRenderer:
         origin, matrix = view.xpos.copy(), view.xmat.reshape(3, 3)
         fovy = math.radians(float(self._model.camera(camera).fovy[0]))
         aim = self._aim(camera, fovy, matrix)
-        with self._only_in_sight(origin, matrix, fovy):
-            self._cast(origin, aim.rays, self._geoms, self._distances, self._normals)
-        np.copyto(self._far, self._distances, casting="same_kind")
-        self._illuminate(origin, aim)
+        with self._hidden(see_through(self._model)):
+            with self._hidden(self._beside(origin, matrix, fovy)):
+                self._cast(origin, aim.rays, self._geoms, self._distances, self._normals)
+            np.copyto(self._far, self._distances, casting="same_kind")
+            self._illuminate(origin, aim)
         return self._colour(aim)
 
     def _aim(self, camera: str, fovy: float, matrix: FloatArray) -> _Aim:
@@ -155,19 +166,23 @@ class RayRenderer:
         right, up = self._grid(self._aims[camera].key[0])
         return np.asarray(1.0 / _lengths(right, up)).reshape(-1)
 
-    @contextmanager
-    def _only_in_sight(self, origin: FloatArray, matrix: FloatArray, fovy: float) -> Iterator[None]:
-        """Leave out geoms whose bounding spheres lie beside the picture: it stays the same,
+    def _beside(self, origin: FloatArray, matrix: FloatArray, fovy: float) -> NDArray[np.bool_]:
+        """Geoms whose bounding spheres lie beside the picture. Without them it stays the same,
         and casting it takes a quarter less time."""
         height, width, _ = self._shape
         centres = (self._data.geom_xpos - origin) @ matrix
-        reach, groups = self._model.geom_rbound, self._model.geom_group
+        reach = self._model.geom_rbound
         edge = math.tan(fovy / 2)
         halves = np.arctan((width / height * edge, edge))
         off_edges = np.abs(centres[:, :2]) * np.cos(halves) + centres[:, 2:] * np.sin(halves)
-        beside = off_edges.max(axis=1) > reach
+        return np.asarray((off_edges.max(axis=1) > reach) & (reach > 0))
+
+    @contextmanager
+    def _hidden(self, geoms: NDArray[np.bool_]) -> Iterator[None]:
+        """Let no ray meet these geoms while this lasts."""
+        groups = self._model.geom_group
         before = groups.copy()
-        groups[beside & (reach > 0)] = _HIDDEN_GROUP
+        groups[geoms] = _HIDDEN_GROUP
         try:
             yield
         finally:

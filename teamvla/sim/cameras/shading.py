@@ -13,6 +13,7 @@ from teamvla.sim.scene import GROUND, SKY
 
 Floats = NDArray[np.float32]
 _DEFAULT_RGBA = 0.5  # a geom of this grey has the colour of its material, as in MuJoCo
+_SEE_THROUGH = 0.5  # a geom that is less opaque is not seen
 _DIRECTIONAL = int(mujoco.mjtLightType.mjLIGHT_DIRECTIONAL)
 _FAR_AWAY = 10.0  # where a directional light is put, in extents of the scene
 
@@ -48,19 +49,30 @@ def lamps(model: Any, data: Any) -> list[Lamp]:
 
 
 def palette(model: Any) -> Floats:
-    """Colours of all geoms, 0..255, float32[3, G + 1]; the last one is for rays that miss.
+    """Colours of all geoms, 0..255, float32[3, G + 1]; the last one is for rays that miss."""
+    rgba = _rgba(model)
+    colours = np.zeros((3, len(rgba) + 1), np.float32)
+    colours[:, :-1] = WHITE * rgba[:, :3].T
+    return colours
+
+
+def see_through(model: Any) -> NDArray[np.bool_]:
+    """Which geoms are more transparent than not, bool[G]: light goes through them."""
+    return np.asarray(_rgba(model)[:, 3] < _SEE_THROUGH)
+
+
+def _rgba(model: Any) -> NDArray[Any]:
+    """Colours and opacities of all geoms, 0..1, [G, 4].
 
     As MuJoCo has it, a geom's own colour goes before that of its material, unless it is the
     default grey. Textures are left out.
     """
-    rgba = model.geom_rgba
+    rgba: NDArray[Any] = model.geom_rgba
     if model.nmat:
         material = model.geom_matid
         plain = (material >= 0) & (rgba == _DEFAULT_RGBA)[:, :3].all(axis=1) & (rgba[:, 3] == 1)
         rgba = np.where(plain[:, None], model.mat_rgba[material], rgba)
-    colours = np.zeros((3, len(rgba) + 1), np.float32)
-    colours[:, :-1] = WHITE * rgba[:, :3].T
-    return colours
+    return rgba
 
 
 def backdrop(rise: Floats) -> Floats:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from teamvla.contract import Camera, Contract, Signal
 from teamvla.errors import SimulationError
+from teamvla.sim import saved
 from teamvla.sim.driving import layout
 from teamvla.sim.driving.cameras import CAMERA_FIELDS, Picture, SurroundCameras
 from teamvla.sim.driving.expert import DrivingExpert
@@ -145,19 +146,29 @@ class DrivingEnv(RobotEnv):
         """Go back to what :meth:`get_state` gave, to the bit; arrays or nested lists.
 
         Raises:
-            SimulationError: the state belongs to another task or version.
+            SimulationError: the state is damaged, or belongs to another task or version; then
+                the environment stays as it is.
         """
-        arrays = {name: np.asarray(value) for name, value in state.items()}
-        self._require_shapes({name: array.shape for name, array in arrays.items()})
-        drawn: Layout = {
-            name.removeprefix("drawn_"): value.astype(np.float64)
-            for name, value in arrays.items()
-            if name.startswith("drawn_")
-        }
-        self._world = DrivingWorld(drawn)
-        self._world.restore(arrays)
+        arrays, drawn = self._checked_state(state)
+        with saved.checked("scene"):
+            world = DrivingWorld(drawn)
+            world.restore(arrays)
+        self._world = world
         self._steps, self._held = (int(count) for count in arrays["counters"])
         return self._observe()
+
+    def _checked_state(self, state: Mapping[str, Any]) -> tuple[Layout, Layout]:
+        """The entries of a state, and those of what was drawn without the beginning of names."""
+        fresh = layout.draw(self.config, np.random.default_rng(0))
+        known = {f"drawn_{name}": value.shape for name, value in fresh.items()}
+        known |= {name: value.shape for name, value in DrivingWorld(fresh).state().items()}
+        arrays = saved.arrays(state, greatest=layout.SENSORS)
+        saved.require_shapes(arrays, known | {"counters": (2,)})
+        drawn = {name: arrays[f"drawn_{name}"] for name in fresh}
+        saved.require_whole("counters", arrays["counters"], 0, self.max_steps)
+        layout.check(drawn, self.config)
+        _require_driving(arrays)
+        return arrays, drawn
 
     def _observe(self) -> Observation:
         world, step = self.world, self._steps
@@ -197,18 +208,13 @@ class DrivingEnv(RobotEnv):
             "targets": {"trajectory": path.astype(np.float32)},
         }
 
-    def _require_shapes(self, given: dict[str, tuple[int, ...]]) -> None:
-        drawn = layout.draw(self.config, np.random.default_rng(0))
-        known = {f"drawn_{name}": value.shape for name, value in drawn.items()}
-        known |= {name: value.shape for name, value in DrivingWorld(drawn).state().items()}
-        known["counters"] = (2,)
-        if given != known:
-            raise SimulationError(
-                "state",
-                f"entries with shapes {known}",
-                str(given),
-                "It was saved by another task or version",
-            )
+
+def _require_driving(arrays: Layout) -> None:
+    """SimulationError unless the ego and the others can be in this state."""
+    saved.require_within("physics", arrays["physics"], -layout.NOWHERE, layout.NOWHERE)
+    saved.require_within("others", arrays["others"], -layout.NOWHERE, layout.NOWHERE)
+    least, most = (0.0, -MAX_STEERING, -1e4), (MAX_SPEED, MAX_STEERING, 1e4)
+    saved.require_within("vehicle", arrays["vehicle"], least, most)
 
 
 def _full(config: TaskConfig | None) -> DrivingConfig:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from teamvla.sim import saved
 from teamvla.sim.driving import roads
 from teamvla.sim.driving.planner import free_time
 from teamvla.sim.driving.roads import (
@@ -37,6 +38,7 @@ VEHICLES, PARKED, BUILDINGS = 9, 6, 16
 #: Columns of ``traffic``, one row per vehicle; the first is the one that matters, if any does.
 LANE, ALONG, SPEED, DESIRED, LENGTH, HALT_AT, HALT_UNTIL = range(7)
 NOWHERE = 1e6  # m or s: never
+SENSORS = 2**52  # so many different noises
 CAR_LENGTH_M = 4.4
 TRUCK_LENGTH_M, TRUCK_WIDTH_M = 16.0, 2.4
 _SLOTS_M = (-95.0, -62.0, -36.0, 30.0)  # of other vehicles along their lanes, from the crossing
@@ -57,8 +59,23 @@ def draw(config: DrivingConfig, rng: np.random.Generator) -> Layout:
     layout["buildings"] = _buildings(rng)
     layout["building_colour"] = rng.uniform((0.45, 0.38, 0.32), (0.85, 0.76, 0.68), (BUILDINGS, 3))
     layout["weather"] = _weather(config, rng, int(layout["situation"]))
-    layout["sensors"] = np.array(float(rng.integers(2**52)))
+    layout["sensors"] = np.array(float(rng.integers(SENSORS)))
     return layout
+
+
+def check(layout: Layout, config: DrivingConfig) -> None:
+    """SimulationError where a number of an episode is none that can be drawn."""
+    counts = {"situation": len(SITUATIONS), "route": len(ROUTES), "lane": EAST_OUTER + 1}
+    for name, count in (counts | {"sensors": SENSORS}).items():
+        saved.require_whole(f"drawn_{name}", layout[name], 0, count - 1)
+    phrasings = getattr(config.phrasings, ROUTES[int(layout["route"])])
+    most = (len(config.instructions) - 1, len(phrasings) - 1)
+    saved.require_whole("drawn_words", layout["words"], 0, most)
+    saved.require_whole("drawn_traffic", layout["traffic"][:, LANE], 0, len(LANES) - 1)
+    for name in ("traffic_colour", "parked_colour", "building_colour"):
+        saved.require_within(f"drawn_{name}", layout[name], 0, 1)
+    saved.require_within("drawn_weather: sun", layout["weather"][:3], -1, 1)
+    saved.require_within("drawn_weather", layout["weather"][3:], 0, np.inf)
 
 
 def route_of(layout: Layout) -> Route:

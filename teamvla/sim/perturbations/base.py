@@ -138,7 +138,7 @@ class PerturbedEnv(RobotEnv):
     def __init__(self, inner: RobotEnv, name: str, perturbation: Perturbation) -> None:
         self.inner, self._perturbation = inner, perturbation
         self._stream = zlib.crc32(name.encode())
-        self._step = 0
+        self._step, self._begun = 0, False
         self.metadata, self.render_mode = inner.metadata, inner.render_mode
         self.observation_space, self.action_space = inner.observation_space, inner.action_space
         self.contract: Contract = inner.contract
@@ -156,15 +156,19 @@ class PerturbedEnv(RobotEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode: but for the perturbation that of ``seed``."""
+        super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(2**32))
         observation, info = self.inner.reset(seed=seed, options=options)
-        self._step = 0
+        self._step, self._begun = 0, True
         self._perturbation.begin(self.inner, np.random.default_rng([self._stream, seed]))
         return self._perturbation.see(observation), self._told(info)
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Carry out a command, or what the perturbation makes of it."""
+        if not (self._begun and _sound(action, self.contract)):
+            self.inner.step(action)  # refuses it, in its own words
+            raise _not_refused(action)
         self._perturbation.before_step(self.inner, self._step)
         self._step += 1
         action = self._perturbation.carry_out(action)
@@ -207,6 +211,20 @@ class PerturbedEnv(RobotEnv):
 
     def _told(self, info: dict[str, Any]) -> dict[str, Any]:
         return {**info, "instruction": self._perturbation.say(info["instruction"])}
+
+
+def _sound(action: Action, contract: Contract) -> bool:
+    """Whether an action is one that can be perturbed."""
+    try:
+        values = np.asarray(action, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return values.shape == (contract.action_dim,) and bool(np.isfinite(values).all())
+
+
+def _not_refused(action: Action) -> SimulationError:
+    expected = "a reset first, and then as many finite numbers as the contract has"
+    return SimulationError("action", expected, f"{np.shape(action)}")
 
 
 def _no_state() -> SimulationError:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from teamvla.sim.env import TwoArmEnv
 from teamvla.sim.interface import RobotEnv
 from teamvla.sim.perturbations.base import Perturbation
-from teamvla.sim.scene import ARMS, Element, add, paint
+from teamvla.sim.perturbations.room import Room
+from teamvla.sim.scene import Element, add, paint
 
-_CLEARANCE_M = 0.17  # of a distractor's centre from the middle of anything else
-_TRIES = 200
 _PUSH_BETWEEN = (0.05, 0.30)  # of the longest episode: while the arms are on their way
 
 
@@ -25,16 +25,30 @@ class _Scene(Perturbation):
 
     @classmethod
     def fits(cls, env: RobotEnv) -> bool:
-        return hasattr(env.unwrapped, "edits")
+        return isinstance(env.unwrapped, TwoArmEnv)
 
     def attach(self, env: RobotEnv) -> None:
         inner: Any = env.unwrapped
-        self._objects: tuple[str, ...] = inner.task.objects
         inner.edits.append(self.edit)
 
     def edit(self, root: Element, rng: np.random.Generator) -> None:
         """Change the scene whose root is ``root``, drawing from ``rng``."""
         raise NotImplementedError
+
+
+class _Objects(_Scene):
+    """Changes the objects that the task is about."""
+
+    needs = "a task of the two-arm simulator that has objects"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        return _has_objects(env.unwrapped)
+
+    def attach(self, env: RobotEnv) -> None:
+        super().attach(env)
+        inner: Any = env.unwrapped
+        self._objects: tuple[str, ...] = inner.task.objects
 
     def geoms(self, root: Element) -> Iterator[Element]:
         """The geoms of the task's objects."""
@@ -69,7 +83,7 @@ class Lighting(_Scene):
                     _change(light, kind, lambda level: np.minimum(level * factor, 1.0))
 
 
-class ObjectColour(_Scene):
+class ObjectColour(_Objects):
     """The objects' colours move this far, towards a random corner of the colour cube."""
 
     unit, default, limit = "of each channel, 0..1", 0.3, 1.0
@@ -80,7 +94,7 @@ class ObjectColour(_Scene):
             _change(geom, "rgba", lambda rgba: np.clip(rgba + change, 0.0, 1.0))
 
 
-class ObjectSize(_Scene):
+class ObjectSize(_Objects):
     """The objects are larger by this share in half of the episodes, and smaller in the others."""
 
     unit, default, limit = "share", 0.1, 0.5
@@ -96,7 +110,7 @@ class ObjectSize(_Scene):
             _change(geom, "pos", lambda place: place * factor)
 
 
-class ObjectMass(_Scene):
+class ObjectMass(_Objects):
     """The objects weigh more by this share; it goes up to eleven times what they weighed."""
 
     unit, default, limit = "share", 1.0, 10.0
@@ -114,8 +128,9 @@ class Distractor(_Scene):
     def edit(self, root: Element, rng: np.random.Generator) -> None:
         world = root.find("worldbody")
         assert world is not None
+        room = Room(root)
         for number in range(round(self.strength)):
-            place = _free_place(world, rng)
+            place = room.draw(rng)
             shape = ("box", "cylinder", "sphere")[int(rng.integers(3))]
             radius = float(rng.uniform(0.015, 0.025))
             colour = rng.uniform(0.0, 1.0, 3)
@@ -132,12 +147,11 @@ class Push(Perturbation):
     """Once in the first third of an episode one of the objects is pushed along the table."""
 
     unit, default, limit = "m/s, of its speed", 0.3, 3.0
-
-    needs = "the two-arm simulator"
+    needs = "a task of the two-arm simulator that has objects"
 
     @classmethod
     def fits(cls, env: RobotEnv) -> bool:
-        return hasattr(env.unwrapped, "edits")
+        return _has_objects(env.unwrapped)
 
     def begin(self, env: RobotEnv, rng: np.random.Generator) -> None:
         objects: tuple[str, ...] = self._inner(env).task.objects
@@ -154,6 +168,10 @@ class Push(Perturbation):
         return env.unwrapped
 
 
+def _has_objects(inner: Any) -> TypeGuard[TwoArmEnv]:
+    return isinstance(inner, TwoArmEnv) and bool(inner.task.objects)
+
+
 def _change(
     element: Element, key: str, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> None:
@@ -162,16 +180,3 @@ def _change(
     if text is not None:
         numbers = change(np.array([float(word) for word in text.split()]))
         element.set(key, " ".join(repr(float(number)) for number in numbers))
-
-
-def _free_place(world: Element, rng: np.random.Generator) -> NDArray[np.float64] | None:
-    """A point of the table, float[2] m, away from what lies there; None if there is no room."""
-    bases = {f"{arm}_base" for arm in ARMS}
-    bodies = (body for body in world.findall("body") if body.get("name") not in bases)
-    taken = [np.array([float(word) for word in body.get("pos", "0 0 0").split()][:2])
-             for body in bodies]  # fmt: skip
-    for _ in range(_TRIES):
-        place: NDArray[np.float64] = rng.uniform((0.22, -0.5), (0.75, 0.5))
-        if all(np.linalg.norm(place - other) > _CLEARANCE_M for other in taken):
-            return place
-    return None

@@ -27,32 +27,40 @@ class _Pictures(Perturbation):
         self._rng = rng
 
     def see(self, observation: Observation) -> Observation:
-        changed = {field: self.spoil(observation[field]) for field in self._fields}
+        changed = {
+            name: value for field in self._fields
+            for name, value in self.spoil(field, observation).items()
+        }  # fmt: skip
         return {**observation, **changed}
 
-    def spoil(self, picture: np.ndarray) -> np.ndarray:
-        """What is seen instead of a picture, uint8[H, W, 3]."""
+    def spoil(self, field: str, observation: Observation) -> Observation:
+        """What is seen instead of a camera's fields; its picture, uint8[H, W, 3], is ``field``."""
         raise NotImplementedError
 
 
 class Blackout(_Pictures):
-    """Each camera loses this share of its pictures: they are black."""
+    """Each camera loses this share of its pictures: black, no depth (inf), segment 0."""
 
     unit, default, limit = "share of the pictures", 0.2, 1.0
 
-    def spoil(self, picture: np.ndarray) -> np.ndarray:
-        lost = self._rng.random() < self.strength
-        return np.zeros_like(picture) if lost else picture
+    def spoil(self, field: str, observation: Observation) -> Observation:
+        if self._rng.random() >= self.strength:
+            return {}
+        stem = field.removeprefix("rgb")
+        nothing = {field: 0, f"depth{stem}": np.inf, f"seg{stem}": 0}
+        seen = nothing.keys() & observation.keys()
+        return {name: np.full_like(observation[name], nothing[name]) for name in seen}
 
 
 class CameraNoise(_Pictures):
-    """Gaussian noise on every channel of every pixel."""
+    """Gaussian noise on every channel of every pixel; none on depth and segments."""
 
     unit, default, limit = "standard deviation, of 255 levels", 20.0, 255.0
 
-    def spoil(self, picture: np.ndarray) -> np.ndarray:
+    def spoil(self, field: str, observation: Observation) -> Observation:
+        picture = observation[field]
         noise = self._rng.normal(0.0, self.strength, picture.shape)
-        return np.asarray(np.clip(picture + noise, 0, 255).astype(np.uint8))
+        return {field: np.clip(picture + noise, 0, 255).astype(np.uint8)}
 
 
 class ActionDelay(Perturbation):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from teamvla.sim.env import TwoArmEnv
 from teamvla.sim.interface import RobotEnv
 from teamvla.sim.perturbations.base import Perturbation
 
@@ -15,12 +16,6 @@ class _Words(Perturbation):
     """Tells the policy something else in this share of the episodes."""
 
     unit, default, limit = "share of the episodes", 1.0, 1.0
-
-    needs = "a task of the two-arm simulator"
-
-    @classmethod
-    def fits(cls, env: RobotEnv) -> bool:
-        return hasattr(env.unwrapped, "other_instructions")
 
     def begin(self, env: RobotEnv, rng: np.random.Generator) -> None:
         self._now = rng.random() < self.strength
@@ -37,6 +32,13 @@ class _Words(Perturbation):
 class Paraphrase(_Words):
     """A phrasing of the same instruction that no demonstration had."""
 
+    needs = "a task of the two-arm simulator that has paraphrases"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        inner: Any = env.unwrapped
+        return isinstance(inner, TwoArmEnv) and bool(inner.task.paraphrases)
+
     def choose(self, env: Any, rng: np.random.Generator) -> str:
         options = env.unwrapped.task.paraphrases
         return str(env.unwrapped.say(options[int(rng.integers(len(options)))]))
@@ -45,6 +47,12 @@ class Paraphrase(_Words):
 class Swap(_Words):
     """The instruction of something else that could be done: a policy that listens fails."""
 
+    needs = "a task of the two-arm simulator"
+
+    @classmethod
+    def fits(cls, env: RobotEnv) -> bool:
+        return isinstance(env.unwrapped, TwoArmEnv)
+
     def choose(self, env: Any, rng: np.random.Generator) -> str:
         others = env.unwrapped.other_instructions()
         return str(others[int(rng.integers(len(others)))])
@@ -52,12 +60,6 @@ class Swap(_Words):
 
 class Gibberish(_Words):
     """Random letters, as many words of as many letters."""
-
-    needs = "any environment"
-
-    @classmethod
-    def fits(cls, env: RobotEnv) -> bool:
-        return True
 
     def choose(self, env: RobotEnv, rng: np.random.Generator) -> str:
         letters = np.array(list(string.ascii_lowercase))

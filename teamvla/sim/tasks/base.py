@@ -35,6 +35,7 @@ def _in_order(span: tuple[float, float]) -> tuple[float, float]:
 
 #: What was drawn for one episode, by name; numbers only, so that a state can hold it.
 Variation = dict[str, NDArray[np.float64]]
+EDITS = 2**32  # seeds of an episode's scene edits
 Span = Annotated[tuple[float, float], AfterValidator(_in_order)]
 _Positive = Annotated[float, Field(gt=0)]
 Factor = Annotated[tuple[_Positive, _Positive], AfterValidator(_in_order)]
@@ -178,6 +179,10 @@ class Task(ABC):
         """Whether what is so at this very step rules success out for the rest of the episode."""
         return False
 
+    def choices(self) -> dict[str, int]:
+        """Which of the drawn things choose among so many, by name: 0 .. that many - 1."""
+        return {}
+
     def words(self, variation: Variation, phrasing: str) -> str:
         """The instruction that ``phrasing`` gives for what was drawn."""
         return phrasing
@@ -212,6 +217,11 @@ class Surroundings:
             "light_level": np.array(rng.uniform(*config.light_level)),
             "camera_shift": config.camera.jitter * rng.uniform(-1, 1, (len(_JITTERED), 3)),
         }
+
+    @staticmethod
+    def choices(config: TwoArmTaskConfig) -> dict[str, int]:
+        """As :meth:`Task.choices`."""
+        return {"instruction": len(config.instructions), "edits": EDITS}
 
     @classmethod
     def of(cls, variation: Variation) -> Surroundings:

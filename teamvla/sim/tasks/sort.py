@@ -145,6 +145,9 @@ class BlocksTask(Task):
             "wanted": np.array(float(rng.integers(len(BLOCKS)))),
         }
 
+    def choices(self) -> dict[str, int]:
+        return {"colours": len(self.config.colours), "wanted": len(BLOCKS)}
+
     def colour(self, variation: Variation) -> ColourName:
         """Name of the wanted block's colour."""
         return self.config.colours[int(variation["colours"][int(variation["wanted"])])]
