@@ -128,9 +128,7 @@ def test_a_state_of_another_shape_is_refused() -> None:
     env.reset(seed=0)
     state = env.get_state()
     state["physics"] = state["physics"][:-1]
-    with pytest.raises(
-        SimulationError, match=r"physics: expected shape \(82,\), got"
-    ):
+    with pytest.raises(SimulationError, match=r"physics: expected shape \(82,\), got"):
         env.set_state(state)
 
 
