@@ -36,7 +36,8 @@ def import_user_object(target: str, where: str, mend: str | None = None) -> Call
     module, _, name = target.partition(":")
     got, found = "no MODULE:NAME", None
     if module and name:
-        look_in_the_current_folder()
+        if module.partition(".")[0] != __name__.partition(".")[0]:
+            look_in_the_current_folder()
         try:
             found = getattr(importlib.import_module(module), name)
             got = f"a {type(found).__name__}"

@@ -72,7 +72,9 @@ def _wrapped(env: gymnasium.Env[Any, Any], target: str) -> gymnasium.Env[Any, An
 def import_registrations(module: str) -> None:
     """Import what registers environments."""
     notices = io.StringIO()
-    look_in_the_current_folder()
+    # A shipped configuration means the package of its extra, never what lies in a folder.
+    if module.partition(".")[0] not in EXTRAS:
+        look_in_the_current_folder()
     try:
         # Farama's packages print their news to stderr when they are imported.
         with contextlib.redirect_stderr(notices):
