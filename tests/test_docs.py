@@ -161,7 +161,6 @@ def shipped(registry: Any) -> list[str]:
 
 def test_every_section_and_every_choice_of_its_keys_has_a_table():
     from teamvla.models import MODELS
-    from teamvla.sim import TASKS
 
     chosen = {"task": shipped(TASKS), "model": shipped(MODELS)}
     expected = {
