@@ -52,7 +52,6 @@ EnvId = Annotated[
     str | None, typer.Option("--env", metavar="ID", help="Gymnasium id, in place of --task.")
 ]
 Roots = Annotated[list[Path], typer.Argument(metavar="ROOT...", help="Folders of episodes.")]
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="A checkpoint file.")]
 
 
 def out_option(default: str) -> Any:

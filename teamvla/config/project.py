@@ -51,8 +51,13 @@ def shipped_configs() -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """A file by its path, or a shipped configuration by its name (``train_bc``)."""
-    for candidate in (Path(name), config_folder() / f"{name.removesuffix('.yaml')}.yaml"):
+    """A file by its path, or a shipped configuration by its name (``train_bc``).
+
+    A bare name means the shipped one, whatever lies in the current folder: ``--task lift``
+    must not come to mean a file that somebody left there.
+    """
+    places = [Path(name), config_folder() / f"{name.removesuffix('.yaml')}.yaml"]
+    for candidate in reversed(places) if name.isidentifier() else places:
         if candidate.is_file():
             return candidate
     raise InputError(

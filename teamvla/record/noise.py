@@ -23,7 +23,9 @@ _IN_RADIANS = ("absolute_joint_position", "delta_joint_position")
 class NoiseConfig(Settings):
     """Ornstein-Uhlenbeck noise on executed joint targets, faded out where the arms hold still."""
 
-    sigma: float = Field(default=0.03, ge=0, description="Standard deviation, rad; 0: none.")
+    sigma: float = Field(
+        default=0.03, ge=0, le=3.2, description="Standard deviation, rad; 0: none."
+    )
     correlation: float = Field(default=0.85, ge=0, lt=1, description="From one tick to the next.")
     full_speed: float = Field(
         default=0.02, gt=0, description="Step of a joint command, rad, at full noise."

@@ -19,6 +19,7 @@ _BAND = 26
 _LABEL = 18
 _GAP = 4
 _MOST_FRAMES = 200
+_LONGEST_MS = 60_000  # a frame, whatever the episode says of its rate
 _LAST_MS = 1000
 _INK, _PAPER = (40, 44, 52), "white"
 
@@ -52,7 +53,7 @@ def animation(episode: Episode) -> bytes:
     hz = float(episode.meta.get("contract", {}).get("control_hz", 20.0))
     shown = range(0, episode.num_steps, every)
     frames = [_frame(episode, cameras, step, step / hz) for step in shown]
-    pace = [round(1000 * every / hz)] * (len(frames) - 1) + [_LAST_MS]
+    pace = [min(_LONGEST_MS, round(1000 * every / hz))] * (len(frames) - 1) + [_LAST_MS]
     buffer = io.BytesIO()
     frames[0].save(
         buffer, "WEBP", save_all=True, append_images=frames[1:], duration=pace, loop=0,

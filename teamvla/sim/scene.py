@@ -114,11 +114,6 @@ class Physics:
     timestep_s: float = 0.005
     integrator: str = "implicitfast"
 
-    @property
-    def substeps(self) -> int:
-        """Physics steps of one control step."""
-        return round(1.0 / (CONTROL_HZ * self.timestep_s))
-
 
 @dataclass(frozen=True)
 class Light:

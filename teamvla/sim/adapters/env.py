@@ -22,6 +22,7 @@ from teamvla.sim.adapters.states import blown_up, physics_of, restore, save
 from teamvla.sim.adapters.task import GymnasiumConfig, PictureConfig
 from teamvla.sim.cameras import Picture
 from teamvla.sim.interface import Action, Expert, Observation, RobotEnv, State
+from teamvla.sim.saved import require_shapes
 
 _OVERVIEW = PictureConfig(height=180, width=240)
 
@@ -181,7 +182,7 @@ class GymnasiumEnv(RobotEnv):
             self.reset(seed=0)
         arrays = {name: np.asarray(value) for name, value in state.items()}
         known = self.get_state()
-        self._require_shapes(arrays, known)
+        require_shapes(arrays, {name: value.shape for name, value in known.items()})
         restore(self.foreign, self._attributes(), arrays)
         self._steps, self._held = (int(count) for count in arrays["counters"])
         self._words = str(arrays["instruction"])
@@ -248,17 +249,6 @@ class GymnasiumEnv(RobotEnv):
         except SimulationError as error:
             raise ConfigError(error.where, error.expected, error.got, error.mend) from None
         self._words = ""
-
-    def _require_shapes(self, given: State, known: State) -> None:
-        shapes = {name: array.shape for name, array in known.items()}
-        if {name: array.shape for name, array in given.items()} != shapes:
-            odd = sorted(
-                n
-                for n in {*given, *known}
-                if n not in given or n not in known or given[n].shape != known[n].shape
-            )
-            mend = "It was saved by another environment or version"
-            raise SimulationError("state", f"entries {sorted(shapes)}", f"other {odd}", mend)
 
     def _require_sound(self) -> None:
         physics = physics_of(self.foreign)

@@ -143,10 +143,10 @@ def trajectory(route: Route, ego: Ego, plan: Plan, count: int, spacing_s: float)
         where, gap = where + 0.1 * speed, gap + 0.1 * (plan.leader - speed)
         if step % every == 0:
             places.append(where)
-    return _in_frame(route, ego, np.array(places), spacing_s)
+    return _in_frame(route, ego, np.array(places))
 
 
-def _in_frame(route: Route, ego: Ego, places: FloatArray, spacing_s: float) -> FloatArray:
+def _in_frame(route: Route, ego: Ego, places: FloatArray) -> FloatArray:
     points, headings = route.at(places)
     travelled = 1.0 - np.exp(-(places - ego.along) / max(4.0, CRUISE * 0.5))
     aside = ego.left * (1.0 - travelled)
