@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeGuard
@@ -18,7 +19,7 @@ from teamvla.sim.scene import Element, add, paint
 _PUSH_BETWEEN = (0.05, 0.30)  # of the longest episode: while the arms are on their way
 
 
-class _Scene(Perturbation):
+class _Scene(Perturbation, ABC):
     """Changes the MJCF of every episode before it is compiled."""
 
     needs = "the two-arm simulator"
@@ -31,9 +32,9 @@ class _Scene(Perturbation):
         inner: Any = env.unwrapped
         inner.edits.append(self.edit)
 
+    @abstractmethod
     def edit(self, root: Element, rng: np.random.Generator) -> None:
         """Change the scene whose root is ``root``, drawing from ``rng``."""
-        raise NotImplementedError
 
 
 class _Objects(_Scene):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 
 import numpy as np
@@ -11,7 +12,7 @@ from teamvla.sim.interface import Action, Observation, RobotEnv
 from teamvla.sim.perturbations.base import Perturbation
 
 
-class _Pictures(Perturbation):
+class _Pictures(Perturbation, ABC):
     """Changes every picture of an observation, each with draws of its own."""
 
     needs = "cameras"
@@ -33,9 +34,9 @@ class _Pictures(Perturbation):
         }  # fmt: skip
         return {**observation, **changed}
 
+    @abstractmethod
     def spoil(self, field: str, observation: Observation) -> Observation:
         """What is seen instead of a camera's fields; its picture, uint8[H, W, 3], is ``field``."""
-        raise NotImplementedError
 
 
 class Blackout(_Pictures):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from teamvla.sim.interface import RobotEnv
 from teamvla.sim.perturbations.base import Perturbation
 
 
-class _Words(Perturbation):
+class _Words(Perturbation, ABC):
     """Tells the policy something else in this share of the episodes."""
 
     unit, default, limit = "share of the episodes", 1.0, 1.0
@@ -21,9 +22,9 @@ class _Words(Perturbation):
         self._now = rng.random() < self.strength
         self._words = self.choose(env, rng)
 
+    @abstractmethod
     def choose(self, env: Any, rng: np.random.Generator) -> str:
         """The words of an episode instead of its own."""
-        raise NotImplementedError
 
     def say(self, instruction: str) -> str:
         return self._words if self._now else instruction
