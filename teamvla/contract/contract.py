@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -195,6 +195,20 @@ class Contract(Settings):
             fields |= {f"action_{arm.name}": vector[:-1], f"grip_{arm.name}": vector[-1]}
         pairs = zip(self.action_signals, parts[len(self.arms) :], strict=True)
         return fields | {signal.field: signal.typed(part) for signal, part in pairs}
+
+    def recorded_command(self, fields: Mapping[str, Any], step: int) -> list[NDArray[Any]]:
+        """The parts of the command in row ``step`` of stacked fields.
+
+        The way back from :meth:`command_fields`.
+        """
+        import numpy as np  # here, so that reading a contract stays light
+
+        arms = [
+            np.append(fields[f"action_{arm.name}"][step], fields[f"grip_{arm.name}"][step])
+            for arm in self.arms
+        ]
+        signals = [np.asarray(fields[signal.field][step]) for signal in self.action_signals]
+        return [*(arm.astype(np.float32) for arm in arms), *signals]
 
     def diff(self, other: Contract) -> list[str]:
         """Lines such as ``control_hz: 20.0 != 50.0``; empty if both mean the same."""

@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from teamvla import seeds
-from teamvla.data import find_episodes, read_episode, read_meta
+from teamvla.contract import Contract
+from teamvla.data import Episode, find_episodes, read_episode, read_meta
 from teamvla.rollout import Actor, Observation
 from teamvla.sim import RobotEnv
 from teamvla.sim.perturbations.signals import standing_still
@@ -79,28 +80,21 @@ class Replay:
     path: Path
 
     def __call__(self, env: RobotEnv) -> Actor:
-        fields = read_episode(self.path).fields
-        rows = [
-            [np.append(fields[f"action_{arm.name}"][row], fields[f"grip_{arm.name}"][row])
-             for arm in env.contract.arms]
-            + [np.asarray(fields[signal.field][row]) for signal in env.contract.action_signals]
-            for row in range(len(fields["success"]))
-        ]  # fmt: skip
-        return _Tape(rows)
+        return _Tape(read_episode(self.path), env.contract)
 
 
 class _Tape:
-    def __init__(self, rows: list[list[np.ndarray]]) -> None:
-        self._rows = rows
+    def __init__(self, episode: Episode, contract: Contract) -> None:
+        self._episode, self._contract = episode, contract
         self._at = 0
 
     def reset(self) -> None:
         self._at = 0
 
     def act(self, observation: Observation) -> Sequence[np.ndarray]:
-        row = self._rows[min(self._at, len(self._rows) - 1)]
+        row = min(self._at, self._episode.num_steps - 1)
         self._at += 1
-        return row
+        return self._contract.recorded_command(self._episode.fields, row)
 
 
 class Blind:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -249,11 +248,5 @@ class _Tape:
         self._step = 0
 
     def act(self, observation: Mapping[str, Any]) -> list[NDArray[Any]]:
-        step, fields = self._step, self._fields
         self._step += 1
-        arms = [
-            np.append(fields[f"action_{arm.name}"][step], fields[f"grip_{arm.name}"][step])
-            for arm in self._contract.arms
-        ]
-        signals = [np.asarray(fields[one.field][step]) for one in self._contract.action_signals]
-        return [*(arm.astype(np.float32) for arm in arms), *signals]
+        return self._contract.recorded_command(self._fields, self._step - 1)
