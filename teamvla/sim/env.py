@@ -7,13 +7,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from teamvla.errors import SimulationError
 from teamvla.sim import saved
 from teamvla.sim.cameras import CameraRig, Picture, RayRenderer
 from teamvla.sim.experts import Expert
-from teamvla.sim.interface import Action, Observation, RobotEnv, State
+from teamvla.sim.interface import Action, Observation, RobotEnv, State, finite_command
 from teamvla.sim.kinematics import InverseKinematics
 from teamvla.sim.scene import (
     ARMS,
@@ -32,7 +31,8 @@ from teamvla.sim.world import World
 SceneEdit = Callable[[Element, np.random.Generator], None]
 _SETTLE_STEPS = 25
 _OVERVIEW_SIZE = (240, 320)
-_PER_ARM = len(JOINTS) + 1
+_PARTS = (*(f"joint {joint.name}" for joint in JOINTS), "gripper")
+_ENTRIES = [f"action of arm {arm}, {part}" for arm in ARMS for part in _PARTS]
 _SPOILT = -1  # the stage of an episode that cannot succeed any more
 _SLACK_RAD = 0.5  # joint limits are soft: a measured angle may overshoot
 
@@ -108,7 +108,7 @@ class TwoArmEnv(RobotEnv):
                 or if the physics diverges.
         """
         self._require_reset()
-        commands = _checked(action).reshape(len(ARMS), _PER_ARM)
+        commands = finite_command(action, _ENTRIES).reshape(len(ARMS), -1)
         if not self.task.locked(self._steps):
             for arm, command in zip(ARMS, commands, strict=True):
                 self.world.set_command(arm, command)
@@ -243,9 +243,7 @@ def make_env(config: TaskConfig | None = None, render_mode: str | None = None) -
 def _resolve(config: TaskConfig) -> tuple[TwoArmTaskConfig, Task]:
     """The task, and its full settings if only those of a base class were given."""
     kind: Any = TASKS.get(config.name)
-    if not isinstance(config, kind.Config):
-        config = kind.Config.model_validate(config.model_dump(exclude_unset=True))
-    task: Task = kind(config)
+    task: Task = kind(config.completed(kind.Config))
     return task.config, task
 
 
@@ -261,20 +259,3 @@ def _action_space() -> gymnasium.spaces.Box[np.float32]:
     limits = [*(joint.limits for joint in JOINTS), (0.0, 1.0)] * len(ARMS)
     low, high = np.array(limits, np.float32).T
     return gymnasium.spaces.Box(low, high, dtype=np.float32)
-
-
-def _checked(action: Action) -> NDArray[np.float64]:
-    values = np.asarray(action, np.float64)
-    if values.shape != (2 * _PER_ARM,):
-        raise SimulationError("action", f"{2 * _PER_ARM} numbers", f"shape {values.shape}")
-    if not np.isfinite(values).all():
-        at = int(np.flatnonzero(~np.isfinite(values))[0])
-        arm, number = ARMS[at // _PER_ARM], at % _PER_ARM
-        part = f"joint {JOINTS[number].name}" if number < len(JOINTS) else "gripper"
-        raise SimulationError(
-            f"action of arm {arm}, {part}",
-            "a finite number",
-            str(values[at]),
-            "Check the policy that gave it",
-        )
-    return values

@@ -15,11 +15,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teamvla.contract import Contract
+from teamvla.errors import SimulationError
 
 Observation = dict[str, NDArray[Any]]
 Action = NDArray[np.float32]
 #: All that decides how an episode goes on: arrays by name, which JSON can hold as lists.
 State = dict[str, NDArray[Any]]
+
+
+def finite_command(action: Action, entries: Sequence[str]) -> NDArray[np.float64]:
+    """The joined command, float64[len(entries)].
+
+    Args:
+        entries: what messages call each of its numbers.
+
+    Raises:
+        SimulationError: it has another length, or holds no finite numbers.
+    """
+    values = np.asarray(action, np.float64)
+    if values.shape != (len(entries),):
+        raise SimulationError("action", f"{len(entries)} numbers", f"shape {values.shape}")
+    if not np.isfinite(values).all():
+        at = int(np.flatnonzero(~np.isfinite(values))[0])
+        mend = "Check the policy that gave it"
+        raise SimulationError(entries[at], "a finite number", str(values[at]), mend)
+    return values
 
 
 class Expert(Protocol):

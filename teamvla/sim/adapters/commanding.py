@@ -12,7 +12,7 @@ from teamvla.contract import Contract
 from teamvla.errors import ConfigError, SimulationError
 from teamvla.registry import did_you_mean
 from teamvla.sim.adapters.mapping import ActionPart, Factor, split_key
-from teamvla.sim.interface import Action
+from teamvla.sim.interface import Action, finite_command
 
 Floats = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ class Commander:
         self, parts: tuple[ActionPart, ...], contract: Contract, space: Space[Any]
     ) -> None:
         self._space = space
-        self._names = command_names(contract)
+        self._entries = [f"action, {name}" for name in command_names(contract)]
         self._steps = [_Step(f"task.mapping.action[{n}]", p, contract) for n, p in enumerate(parts)]
         made = sum(len(step.places) for step in self._steps)
         if made != _length(space):
@@ -47,7 +47,7 @@ class Commander:
             SimulationError: not as many finite numbers as a command has, or no choice of
                 the environment.
         """
-        command = self._checked(joined)
+        command = finite_command(joined, self._entries)
         values = np.concatenate([step(command) for step in self._steps])
         if isinstance(self._space, spaces.Box):
             return values.astype(self._space.dtype).reshape(self._space.shape)
@@ -56,17 +56,6 @@ class Commander:
         if not self._space.contains(action):
             raise SimulationError("action", f"a choice of {self._space}", str(action))
         return action
-
-    def _checked(self, joined: Action) -> Floats:
-        command = np.asarray(joined, np.float64)
-        if command.shape != (len(self._names),):
-            expected = f"{len(self._names)} numbers"
-            raise SimulationError("action", expected, f"shape {command.shape}")
-        for name, value in zip(self._names, command.tolist(), strict=True):
-            if not np.isfinite(value):
-                mend = "Check the policy that gave it"
-                raise SimulationError(f"action, {name}", "a finite number", str(value), mend)
-        return command
 
 
 class _Step:

@@ -33,9 +33,10 @@ from teamvla.sim.driving.vehicle import (
 )
 from teamvla.sim.driving.verdict import Verdict, judge
 from teamvla.sim.driving.world import DrivingWorld
-from teamvla.sim.interface import Action, Observation, RobotEnv, State
+from teamvla.sim.interface import Action, Observation, RobotEnv, State, finite_command
 from teamvla.sim.tasks.base import TaskConfig
 
+_ENTRIES = ("action, acceleration", "action, steering")
 _LOW = np.array([LEAST_ACCELERATION, -MAX_STEERING], np.float32)
 _HIGH = np.array([GREATEST_ACCELERATION, MAX_STEERING], np.float32)
 
@@ -70,7 +71,7 @@ class DrivingEnv(RobotEnv):
     }
 
     def __init__(self, config: TaskConfig | None = None, render_mode: str | None = None) -> None:
-        self.config = _full(config)
+        self.config = (config or DrivingConfig()).completed(DrivingConfig)
         self.render_mode = render_mode
         self.max_steps = self.config.max_steps
         self.contract = _contract(self.config)
@@ -110,8 +111,8 @@ class DrivingEnv(RobotEnv):
             SimulationError: before any reset, for an action that is not 2 finite numbers, or if
                 the physics diverges.
         """
-        acceleration, steering = _checked(action)
-        self.world.advance(acceleration, steering)
+        controls = np.clip(finite_command(action, _ENTRIES), _LOW, _HIGH)
+        self.world.advance(*controls.tolist())
         self._steps += 1
         verdict = judge(self.world)
         self._held = self._held + 1 if verdict.success else 0
@@ -217,14 +218,6 @@ def _require_driving(arrays: Layout) -> None:
     saved.require_within("vehicle", arrays["vehicle"], least, most)
 
 
-def _full(config: TaskConfig | None) -> DrivingConfig:
-    if config is None:
-        return DrivingConfig()
-    if isinstance(config, DrivingConfig):
-        return config
-    return DrivingConfig.model_validate(config.model_dump(exclude_unset=True))
-
-
 def _contract(config: DrivingConfig) -> Contract:
     size = {"height": config.camera.height, "width": config.camera.width}
     ahead = "m, x ahead, y left"
@@ -261,15 +254,3 @@ def _observation_space(config: DrivingConfig) -> gymnasium.Space[Any]:
         spaces[name] = box(-np.inf, np.inf, shape, np.float32)
         spaces[f"{name}_mask"] = bits(shape[0])
     return gymnasium.spaces.Dict(spaces)
-
-
-def _checked(action: Action) -> tuple[float, float]:
-    values = np.asarray(action, np.float64)
-    if values.shape != (2,):
-        raise SimulationError("action", "2 numbers", f"shape {values.shape}")
-    for name, value in zip(("acceleration", "steering"), values, strict=True):
-        if not np.isfinite(value):
-            mend = "Check the policy that gave it"
-            raise SimulationError(f"action, {name}", "a finite number", str(value), mend)
-    acceleration, steering = np.clip(values, _LOW, _HIGH)
-    return float(acceleration), float(steering)

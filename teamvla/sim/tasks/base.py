@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,9 @@ Factor = Annotated[tuple[_Positive, _Positive], AfterValidator(_in_order)]
 Phrasing = Annotated[str, Field(min_length=1)]
 
 
+_T = TypeVar("_T", bound="TaskConfig")
+
+
 class TaskConfig(Settings):
     """What every environment can be told; each adds its own keys."""
 
@@ -52,6 +55,12 @@ class TaskConfig(Settings):
     max_steps: int = Field(
         default=150, ge=1, description="Control steps after which an episode ends."
     )
+
+    def completed(self, kind: type[_T]) -> _T:
+        """These settings as ``kind`` has them: its defaults for all that was not said."""
+        if isinstance(self, kind):
+            return self
+        return kind.model_validate(self.model_dump(exclude_unset=True))
 
     @property
     def task_name(self) -> str:
