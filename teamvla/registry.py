@@ -94,6 +94,12 @@ class Registry(Generic[T]):
 
         return enter
 
+    def __setitem__(self, name: str, entry: T) -> None:
+        self.register(name)(entry)
+
+    def __getitem__(self, name: str) -> T:
+        return self.get(name)
+
     def get(self, name: str) -> T:
         """The entry called ``name``; RegistryError with a suggestion if there is none."""
         targets = self._all()

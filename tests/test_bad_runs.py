@@ -29,7 +29,7 @@ from teamvla.train import bc_trainer
 from teamvla.train.journal import read_metrics
 
 TINY = ("--set", "task.camera.height=16", "--set", "task.camera.width=16")
-LITTLE = (*SMALL, "model.hidden_dim=32", "model.num_blocks=1", "trainer.epochs=1")
+LITTLE = (*SMALL, "model.fusion.hidden_dim=32", "model.fusion.num_blocks=1", "trainer.epochs=1")
 TRAIN = [part for item in LITTLE for part in ("--set", item)]
 
 

@@ -51,7 +51,7 @@ def module_project(lift_root):
 
     # Dropout draws from torch's generator in every step, rollouts come between epochs:
     # what a resume must not forget, and must not be disturbed by.
-    lively = ("model.dropout=0.1", "trainer.rollout_every=1", "trainer.rollout_after=0")
+    lively = ("model.fusion.dropout=0.1", "trainer.rollout_every=1", "trainer.rollout_after=0")
     short = ("trainer.rollout_episodes=1", "task.max_steps=8")
     project = Project.load("train_bc", [*SMALL, *lively, *short])
     return project.replace("dataset", roots=[str(lift_root)])
@@ -238,6 +238,7 @@ def test_a_training_on_a_weighted_mixture_continues_bit_by_bit(module_project, l
     weights = {"lift": 3.0, "handoff": 1.0}
     changes = {"roots": [str(root)], "weights": weights, "split": "all", "batch_size": 8}
     project = module_project.replace("dataset", **changes).replace("trainer", rollout_every=0)
+    project = project.replace("dataset", chunk_size=8).replace("model", chunk_size=8)
     whole = start_run(project, tmp_path / "whole")
     assert bc_trainer.train(whole)
     parts = start_run(project, tmp_path / "parts")

@@ -314,7 +314,7 @@ def test_training_without_geometry_asks_for_other_losses(
     tmp_path: Path, contract: Contract
 ) -> None:
     write_pair(tmp_path / "data", contract)
-    project = Project.load("train_bc", (*SMALL, "trainer.epochs=1", "model.hidden_dim=32"))
+    project = Project.load("train_bc", (*SMALL, "trainer.epochs=1", "model.fusion.hidden_dim=32"))
     project = project.replace("dataset", roots=[str(tmp_path / "data")])
     with pytest.raises(ContractError, match=r"--set loss\.sync=0 --set loss\.collision=0"):
         bc_trainer.main(project, tmp_path / "run")

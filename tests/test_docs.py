@@ -22,11 +22,19 @@ from teamvla.checkpoint import read_header
 from teamvla.cli.app import COMMANDS, app, load, run
 from teamvla.cli.console import Console
 from teamvla.config import Project, Settings, schema
+from teamvla.config.bytype import ByType
 from teamvla.config.project import SECTIONS
 from teamvla.config.session import SessionConfig
 from teamvla.data import OPTIONAL_FIELDS, STEP_SPECS, find_episodes, read_meta
 from teamvla.data.codes import CODES
 from teamvla.data.transforms import TRANSFORMS
+from teamvla.models.composed import ComposedConfig, SensingConfig
+from teamvla.models.registries import (
+    ACTION_HEAD_REGISTRY,
+    ENCODER_REGISTRY,
+    FUSION_REGISTRY,
+    TEXT_ENCODER_REGISTRY,
+)
 from teamvla.registry import import_object
 from teamvla.sim.tasks import TASKS, TwoArmTaskConfig
 
@@ -90,6 +98,19 @@ def name_in(cell: str) -> str:
 
 
 SHARED = "two arms"
+#: tables of keys that several variants of a section share -> the class that has them
+BASES: dict[str, type[Settings]] = {
+    f"task ({SHARED})": TwoArmTaskConfig,
+    "model (every policy)": SensingConfig,
+    "model (one trunk)": ComposedConfig,
+}
+#: keys of ``model`` whose ``type`` decides the others -> what they choose from
+CHOICES = {
+    "model.head": ACTION_HEAD_REGISTRY,
+    "model.vision": ENCODER_REGISTRY,
+    "model.language": TEXT_ENCODER_REGISTRY,
+    "model.fusion": FUSION_REGISTRY,
+}
 
 
 def headings_of_keys() -> list[str]:
@@ -105,18 +126,19 @@ def class_of(heading: str) -> type[Settings]:
     variant = variant.rstrip(")")
     if section == "dataset.transforms":
         return TRANSFORMS[variant]
-    if variant == SHARED:
-        return TwoArmTaskConfig
+    if heading in BASES:
+        return BASES[heading]
+    if section in CHOICES:
+        return CHOICES[section].get(variant).Config
     base: Any = import_object(SECTIONS[section])
     return base.choose({"name": variant, "type": variant} if variant else {})
 
 
 def listed_keys(heading: str) -> Iterator[tuple[str, Any, Any]]:
-    """Of a task of the two arms only what it adds to, or changes in, the table they share."""
+    """Of a variant only what it adds to, or changes in, the table that it shares with others."""
     kind = class_of(heading)
-    same = {}
-    if issubclass(kind, TwoArmTaskConfig) and kind is not TwoArmTaskConfig:
-        same = {key: default for key, _, default in keys_of(TwoArmTaskConfig)}
+    shared = [base for base in BASES.values() if issubclass(kind, base) and kind is not base]
+    same = {key: default for base in shared for key, _, default in keys_of(base)}
     return ((k, f, d) for k, f, d in keys_of(kind) if k not in same or same[k] != d)
 
 
@@ -124,10 +146,23 @@ def keys_of(kind: type[Settings], prefix: str = "") -> Iterator[tuple[str, Any, 
     """(dotted key, field, default) of everything a section takes."""
     for name, field in kind.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        if isinstance(default, Settings):
+        chosen = next((note for note in field.metadata if isinstance(note, ByType)), None)
+        if chosen is not None:
+            yield from chosen_keys(f"{prefix}{name}", field, default)
+        elif isinstance(default, Settings):
             yield from keys_of(type(default), f"{prefix}{name}.")
         else:
             yield prefix + name, field, default
+
+
+def chosen_keys(name: str, field: Any, default: Any) -> Iterator[tuple[str, Any, Any]]:
+    """``head.type``, and what else this default changes of what its type has by itself."""
+    yield f"{name}.type", field, default and default.type
+    if default is not None:
+        kind = type(default)
+        for key, value in default:
+            if value != kind.model_fields[key].get_default():
+                yield f"{name}.{key}", kind.model_fields[key], value
 
 
 def said_default(cell: str, key: str) -> Any:
@@ -165,7 +200,8 @@ def test_every_section_and_every_choice_of_its_keys_has_a_table():
     chosen = {"task": shipped(TASKS), "model": shipped(MODELS)}
     expected = {
         "top level",
-        f"task ({SHARED})",
+        *BASES,
+        *(f"{key} ({name})" for key, kinds in CHOICES.items() for name in shipped(kinds)),
         *(f"dataset.transforms ({name})" for name in TRANSFORMS),
     }
     for section in SECTIONS:
@@ -373,7 +409,7 @@ def test_the_metadata_keys_are_those_of_a_recorded_episode(lift_root):
 def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint(small_project, tmp_path):
     from teamvla.train import bc_trainer
 
-    project = small_project.override(["trainer.epochs=1", "model.hidden_dim=16"])
+    project = small_project.override(["trainer.epochs=1", "model.fusion.hidden_dim=16"])
     first = bc_trainer.main(project, tmp_path / "first").checkpoints / "last.ckpt"
     second = bc_trainer.main(project, tmp_path / "second", init_checkpoint=first)
     header = read_header(second.checkpoints / "last.ckpt")

@@ -1,19 +1,18 @@
-"""Each policy can learn what it is shown."""
+"""A policy learns what it is shown: told apart by the picture alone, or by the words alone."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from small_policies import make, train
 
-from teamvla.models import MODELS, LossConfig, PolicyConfig, build_policy
-from teamvla.sim.scene import two_arm_contract
-
-CONTRACT = two_arm_contract(32, 32)
-ROWS, STEPS = 4, 160
-STATISTICS = {
-    "actions": {"min": [-1.0] * 14, "max": [1.0] * 14},
-    "state": {"mean": [0.0] * 14, "std": [1.0] * 14},
-}
+ROWS, CHUNK = 4, 4
+#: steps that a policy needs, where they are more than 120
+STEPS = {"act": 220}
+#: bc reads no words
+LISTENING = ("act", "diffusion_policy", "msg_passing", "single_brain", "vla")
+#: in place of its own, which takes three times as long to learn
+HEADS = {"act": "mlp"}
 
 
 def batch_of_twins(chunk_size: int) -> dict:
@@ -39,20 +38,11 @@ def batch_of_twins(chunk_size: int) -> dict:
     }
 
 
-@pytest.mark.parametrize("name", MODELS.names())
-def test_policy_overfits_one_batch(name):
-    config = PolicyConfig.choose({"type": name}).model_validate({"type": name})
-    # Random targets cross the arms: the penalty would rightly refuse to imitate them.
-    policy = build_policy(config, CONTRACT, STATISTICS, LossConfig(collision=0)).train()
-    batch = batch_of_twins(config.chunk_size)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
-        policy.loss(batch)["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    with torch.no_grad():
-        wrong = policy.eval()(batch)["predicted_actions"] - batch["actions"]
-    assert wrong.abs().mean(dim=(1, 2)).max() < 0.02
+@pytest.mark.parametrize("name", LISTENING)
+def test_twins_are_told_apart(name):
+    torch.manual_seed(0)
+    batch = batch_of_twins(CHUNK)
+    policy = train(make(name, HEADS.get(name)), batch, STEPS.get(name, 120), lr=3e-3)
+    chunk = policy.predict_action_chunk(batch["observations"], batch["language"])
+    wrong = (chunk - batch["actions"]).abs().mean(dim=(1, 2))
+    assert wrong.max() < 0.12  # 0.27 where they are taken for the same

@@ -13,7 +13,7 @@ from teamvla.contract import Arm, Contract, Link
 from teamvla.errors import ContractError
 from teamvla.models.kinematics import ArmChains, link_gaps, segment_distance
 from teamvla.models.losses import (
-    ImitationLoss,
+    GeometryLoss,
     LossConfig,
     collision_penalty,
     gripper_bce,
@@ -201,40 +201,51 @@ def test_gradient_of_the_penalty_moves_the_arms_apart():
 
 def loss_inputs(padded: int = 0) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(0)
-    target = torch.rand(3, 8, 14, generator=random)
     predicted = torch.tensor([*CROSSED[0], 0.5, *CROSSED[1], 0.5])
-    predicted = predicted + 0.05 * torch.randn(3, 8, 14, generator=random)
     is_pad = torch.zeros(3, 8, dtype=torch.bool)
     is_pad[:, 8 - padded :] = padded > 0
     return {
-        "predicted": predicted,
-        "normalized": predicted,
-        "logits": torch.rand(3, 8, 2, generator=random),
-        "target": target,
-        "normalized_target": target,
+        "target": torch.rand(3, 8, 14, generator=random),
+        "predicted": predicted + 0.05 * torch.randn(3, 8, 14, generator=random),
         "is_pad": is_pad,
     }
 
 
 def test_total_is_the_weighted_sum_of_the_parts():
-    config = LossConfig(action=2, gripper=0.5, sync=0.25, collision=3)
-    parts = ImitationLoss(config, CONTRACT)(**loss_inputs())
-    assert set(parts) == {"loss", "action", "gripper", "sync", "collision"}
-    total = sum(getattr(config, name) * parts[name] for name in parts if name != "loss")
-    assert parts["loss"].item() == pytest.approx(float(total), rel=1e-6)
+    criterion = GeometryLoss(LossConfig(sync=0.25, collision=3), CONTRACT)
+    parts = criterion(**loss_inputs())
+    assert set(parts) == {"sync", "collision"}
     assert parts["collision"] > 0
+    expected = 0.25 * parts["sync"] + 3 * parts["collision"]
+    assert float(criterion.total(parts)) == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_a_part_of_weight_zero_is_left_out():
-    config = LossConfig(gripper=0, sync=0, collision=0)
-    assert set(ImitationLoss(config, CONTRACT)(**loss_inputs())) == {"loss", "action"}
+@pytest.mark.parametrize("left_out", ["sync", "collision"])
+def test_a_part_of_weight_zero_is_left_out(left_out):
+    config = LossConfig.model_validate({left_out: 0})
+    parts = GeometryLoss(config, CONTRACT)(**loss_inputs())
+    assert set(parts) == {"sync", "collision"} - {left_out}
+
+
+def test_a_policy_adds_what_is_asked_of_both_arms_to_the_loss_of_its_head():
+    from small_policies import STATISTICS, make_batch
+
+    from teamvla.models import SingleBrainConfig, build_policy
+
+    contract = two_arm_contract(32, 32)
+    policy = build_policy(SingleBrainConfig(chunk_size=4), contract, STATISTICS, LossConfig(sync=3))
+    parts = policy.loss(make_batch())
+    weights = {"action": 1, "gripper": 0.05, "sync": 3, "collision": 0.01}
+    assert set(parts) == {"loss", *weights}
+    total = sum(weight * parts[name].item() for name, weight in weights.items())
+    assert parts["loss"].item() == pytest.approx(total, rel=1e-5)
 
 
 def test_no_part_looks_at_padding():
     clean, dirty = loss_inputs(padded=5), loss_inputs(padded=5)
-    for name in ("predicted", "normalized", "logits", "target", "normalized_target"):
+    for name in ("predicted", "target"):
         dirty[name][:, 3:] += 7
-    criterion = ImitationLoss(LossConfig(geometry_stride=1), CONTRACT)
+    criterion = GeometryLoss(LossConfig(geometry_stride=1), CONTRACT)
     first, second = criterion(**clean), criterion(**dirty)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["sync"] > 0
@@ -242,7 +253,7 @@ def test_no_part_looks_at_padding():
 
 def test_geometry_looks_at_the_last_row_of_a_chunk():
     inputs = loss_inputs()
-    criterion = ImitationLoss(LossConfig(geometry_stride=3), CONTRACT)
+    criterion = GeometryLoss(LossConfig(geometry_stride=3), CONTRACT)
     before = criterion(**inputs)["collision"]
     inputs["predicted"][:, -1] += 0.5
     assert criterion(**inputs)["collision"] != before
@@ -266,7 +277,7 @@ DELTAS = Contract(**{**dict(CONTRACT), "action": "delta_joint_position"})
     ],
 )
 def test_what_needs_geometry_says_so(contract: Contract, said: str, config: LossConfig):
-    criterion = ImitationLoss(config, contract)  # a policy that only acts has one, too
+    criterion = GeometryLoss(config, contract)  # a policy that only acts has one, too
     for asks in (lambda: require_geometry(config, contract), lambda: criterion(**loss_inputs())):
         with pytest.raises(ContractError, match=said) as caught:
             asks()
@@ -274,20 +285,20 @@ def test_what_needs_geometry_says_so(contract: Contract, said: str, config: Loss
 
 
 @pytest.mark.parametrize("contract", [bare(), DELTAS])
-def test_without_geometry_the_other_losses_are_the_same(contract: Contract):
+def test_without_weights_no_geometry_is_needed(contract: Contract):
     config = LossConfig(sync=0, collision=0)
     require_geometry(config, contract)
-    parts = ImitationLoss(config, contract)(**loss_inputs())
-    assert parts == ImitationLoss(config, CONTRACT)(**loss_inputs())
+    criterion = GeometryLoss(config, contract)
+    assert criterion(**loss_inputs()) == {}
+    assert criterion.total({}) == 0
 
 
 def test_one_arm_needs_no_geometry():
     alone = bare(embodiment="single_arm", arms=bare().arms[:1])
     require_geometry(LossConfig(), alone)
-    half = {name: value[..., :7] for name, value in loss_inputs().items() if name != "is_pad"}
-    half["logits"] = half["logits"][..., :1]
-    parts = ImitationLoss(LossConfig(), alone)(**half, is_pad=loss_inputs()["is_pad"])
-    assert set(parts) == {"loss", "action", "gripper"}
+    inputs = loss_inputs()
+    half = {name: inputs[name][..., :7] for name in ("predicted", "target")}
+    assert GeometryLoss(LossConfig(), alone)(**half, is_pad=inputs["is_pad"]) == {}
 
 
 def test_chains_need_links():

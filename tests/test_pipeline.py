@@ -123,7 +123,7 @@ def test_execution_can_be_changed_for_one_evaluation_but_not_the_model(shell, tr
     receding = ["--set", "model.execution.mode=receding", "--set", "model.execution.stall_steps=0"]
     other = shell("eval", trained, *short, *receding, "--out", "two")
     assert [t["reward"] for t in usual["trials"]] != [t["reward"] for t in other["trials"]]
-    answer = shell("eval", trained, *short, "--set", "model.hidden_dim=7", code=2)
+    answer = shell("eval", trained, *short, "--set", "model.fusion.hidden_dim=7", code=2)
     assert "a change of model.execution at most" in answer["error"]["message"]
     answer = shell("eval", trained, *short, "--set", "model.execution.replan_evry=3", code=2)
     assert "did you mean 'replan_every'?" in answer["error"]["message"]

@@ -224,6 +224,7 @@ def test_no_key_of_a_shipped_environment_can_be_turned_to_other_code(tmp_path, m
 def test_a_folder_cannot_plant_a_shipped_configuration(tmp_path, monkeypatch):
     planted = grid() | {"expert": "planted:Expert"}
     for name in shipped_configs():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(yaml.safe_dump({"task": planted}))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="code that a data file chose"):

@@ -39,8 +39,8 @@ ROLLOUTS = (
     "trainer.rollout_after=0",
     "trainer.rollout_episodes=2",
     "task.max_steps=5",
-    "model.hidden_dim=32",
-    "model.num_blocks=1",
+    "model.fusion.hidden_dim=32",
+    "model.fusion.num_blocks=1",
 )
 
 

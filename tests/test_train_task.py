@@ -13,7 +13,7 @@ from teamvla.cli.app import run
 
 SIZE = [word for item in SMALL[:2] for word in ("--set", item)]
 TRAIN = [word for item in SMALL[2:] for word in ("--set", item)] + SIZE
-TRAIN += ["--set", "model.hidden_dim=16", "--set", "trainer.epochs=1"]
+TRAIN += ["--set", "model.fusion.hidden_dim=16", "--set", "trainer.epochs=1"]
 RANKED = ["--set", "trainer.rollout_every=1", "--set", "trainer.rollout_episodes=1"]
 RANKED += ["--set", "task.max_steps=5"]
 

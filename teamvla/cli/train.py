@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,8 +32,13 @@ def train(
     ] = None,
     out: Annotated[Path | None, out_option("runs/TIME")] = None,
     task: Annotated[
-        str | None,
-        typer.Option("--task", "-t", help="What ranks the checkpoints, in place of lift."),
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "-t",
+            metavar="NAME",
+            help="What ranks the checkpoints, in place of lift; repeatable: by mean success.",
+        ),
     ] = None,
     config: Config = None,
     device: Device = None,
@@ -49,8 +55,10 @@ def train(
 
     Ctrl-C, TERM and USR1 save a checkpoint first and tell how to go on.
     """
+    from teamvla.sim.tasks import TaskConfig
     from teamvla.train import bc_trainer
-    from teamvla.train.runs import resume_run, simulated_contract, start_run
+    from teamvla.train.ranking import simulated_contract
+    from teamvla.train.runs import resume_run, start_run
 
     with graceful_stop() as stop:
         if resume is not None:
@@ -62,12 +70,16 @@ def train(
             )  # fmt: skip
             run = resume_run(resume, device, data)
         else:
-            project = load_project(config or "train_bc", set_, task, seed=seed, device=device)
+            first, ranked = (task[0], _ranked_by(task)) if task else (None, [])
+            project = load_project(
+                config or "train_bc", [*ranked, *(set_ or ())], first, seed=seed, device=device
+            )
             project = project.replace("dataset", roots=data)
             run = start_run(project, out, init_from)
         finished = bc_trainer.train(run, stop=lambda: bool(stop))
     best = run.checkpoints / "best.ckpt"
-    own_robot = run.learner.policy.contract.diff(simulated_contract(run.project))
+    simulated = simulated_contract(run.project.section("task", TaskConfig))
+    own_robot = run.learner.policy.contract.diff(simulated)
     measure = command_line("ckpt-inspect" if own_robot else "eval", best)
     again = command_line("train", resume=run.folder, device=device, data=data if resume else None)
     return Result(
@@ -83,6 +95,12 @@ def train(
         next_command=measure if finished else again,
         exit_code=0 if finished else stop.exit_code,
     )
+
+
+def _ranked_by(tasks: list[str]) -> list[str]:
+    """The setting that ``--task`` stands for, beside the section that the first of them fills."""
+    names = json.dumps(tasks) if len(tasks) > 1 else "null"
+    return [f"trainer.rollout_tasks={names}"]
 
 
 def _text(style: Style, run: Run, finished: bool) -> str:

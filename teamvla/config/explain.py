@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from teamvla.config.bytype import ByType
 from teamvla.config.settings import Settings
 from teamvla.config.source import Address, Mark, Source
 from teamvla.registry import CUTOFF
@@ -23,7 +24,7 @@ def explain(
     for detail in details:
         if _follows_from_another(detail, details):
             continue
-        loc, around = _located(model, detail["loc"])
+        loc, around = _located(model, detail["loc"], _data_at(source, at))
         kind, context = detail["type"], detail.get("ctx", {})
         if kind.startswith("union_tag"):
             loc = (*loc, context["discriminator"].strip("'"))
@@ -84,7 +85,14 @@ def _marks(source: Source, address: Address) -> tuple[Mark, Mark]:
     return source.marks.get(address, (fallback, fallback))
 
 
-def _located(model: type[Settings], loc: Address) -> tuple[Address, Any]:
+def _data_at(source: Source, at: Address) -> Any:
+    data: Any = source.data
+    for part in at:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+def _located(model: type[Settings], loc: Address, data: Any) -> tuple[Address, Any]:
     """The address as the user wrote it, and the type of what its last part stands in.
 
     Where a key decides between several settings (a union with a discriminator), pydantic
@@ -99,7 +107,8 @@ def _located(model: type[Settings], loc: Address) -> tuple[Address, Any]:
             here = choices[part]
         else:
             written.append(part)
-            around, here = here, _inside(here, part)
+            data = data.get(part) if isinstance(data, dict) else None
+            around, here = here, _inside(here, part, data)
     return tuple(written), around
 
 
@@ -113,9 +122,12 @@ def _choices(kind: Any) -> dict[str | int, Any]:
     return {one.model_fields[keys[0]].default: one for one in settings}
 
 
-def _inside(kind: Any, part: str | int) -> Any:
+def _inside(kind: Any, part: str | int, data: Any) -> Any:
     """The type of a member of settings, a tuple or a list; None where that is not known."""
     if isinstance(part, int):
         return next(iter(get_args(kind)), None)
     field = getattr(kind, "model_fields", {}).get(part)
-    return None if field is None else field.annotation
+    if field is None:
+        return None
+    chosen = (note for note in field.metadata if isinstance(note, ByType))
+    return next((note.settings_of(data) for note in chosen), field.annotation)

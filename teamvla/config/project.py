@@ -46,18 +46,21 @@ def config_folder() -> Path:
 
 
 def shipped_configs() -> list[str]:
-    """Names of the configurations that ship with the package."""
-    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+    """Names of the configurations that ship with the package: ``train_bc``, ``model/act``."""
+    folder = config_folder()
+    files = (path.relative_to(folder) for path in folder.rglob("*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in files)
 
 
 def find_config(name: str) -> Path:
-    """A file by its path, or a shipped configuration by its name (``train_bc``).
+    """A file by its path, or a shipped configuration by its name (``train_bc``, ``model/act``).
 
     A bare name means the shipped one, whatever lies in the current folder: ``--task lift``
     must not come to mean a file that somebody left there.
     """
+    bare = all(part.isidentifier() for part in name.split("/"))
     places = [Path(name), config_folder() / f"{name.removesuffix('.yaml')}.yaml"]
-    for candidate in reversed(places) if name.isidentifier() else places:
+    for candidate in reversed(places) if bare else places:
         if candidate.is_file():
             return candidate
     raise InputError(
@@ -198,9 +201,11 @@ def _settled(outcome: tuple[Settings | None, list[str]]) -> Settings:
 
 
 def _overridden(source: Source, items: Iterable[str]) -> Source:
+    # First with each other: a `type` among them must not undo what another of them sets.
+    given = Source({})
     for item in items:
-        source = merge(source, parse_override(item))
-    return source
+        given = merge(given, parse_override(item))
+    return merge(source, given)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

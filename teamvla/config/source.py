@@ -132,10 +132,17 @@ def parse_override(item: str) -> Source:
     return Source(data, marks)
 
 
+#: sections in which what ``type`` names has keys of its own, on every level
+_BY_TYPE = ("model",)
+
+
 def merge(lower: Source, upper: Source) -> Source:
     """``upper`` laid over ``lower``: mappings merge key by key, everything else is replaced.
 
-    Keys that are numbers, over a list, are places in it: ``transforms.0.pixels``.
+    Keys that are numbers, over a list, are places in it: ``transforms.0.pixels``. Inside
+    ``model`` a mapping that names another ``type`` than the one below replaces it whole: the
+    keys of one head mean nothing to another. One that names none below is kept: no key that
+    was set is lost in silence.
     """
     marks = dict(lower.marks)
     data = _merge_data(lower.data, upper.data, (), marks)
@@ -148,7 +155,8 @@ def _merge_data(
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)
-        if isinstance(below, dict) and isinstance(value, dict):
+        another = _is_another((*at, key), below, value)
+        if isinstance(below, dict) and isinstance(value, dict) and not another:
             merged[key] = _merge_data(below, value, (*at, key), marks)
         elif isinstance(below, list) and _are_places(value, len(below)):
             items: dict[str | int, Any] = dict(enumerate(below))
@@ -160,6 +168,13 @@ def _merge_data(
             for stale in [a for a in marks if a[: len(address)] == address]:
                 del marks[stale]
     return merged
+
+
+def _is_another(at: Address, below: Any, value: Any) -> bool:
+    """Whether a mapping is for another ``type`` than the one below it."""
+    if at[0] not in _BY_TYPE or not (isinstance(below, dict) and isinstance(value, dict)):
+        return False
+    return {"type"} <= below.keys() & value.keys() and below["type"] != value["type"]
 
 
 def _are_places(value: Any, count: int) -> bool:

@@ -27,6 +27,8 @@ from teamvla.registry import did_you_mean
 FieldName = Literal["image", "state", "actions", "language"]
 FIELDS: tuple[FieldName, ...] = get_args(FieldName)
 _OBSERVATIONS = ("image", "state")
+#: samples that are looked through at once
+_BLOCK = 1 << 20
 
 
 class DatasetConfig(Settings):
@@ -190,6 +192,16 @@ class MultiTaskDataset:
     def digest(self) -> str:
         return self.index.digest
 
+    @property
+    def instructions(self) -> list[str]:
+        """The distinct instructions of its samples, sorted."""
+        found: set[str] = set()
+        for start in range(0, len(self), _BLOCK):
+            places = self._places(np.arange(start, min(start + _BLOCK, len(self))))
+            numbers = self.index.cache.take("language", places.first_row + places.step)
+            found.update(self._texts[np.unique(numbers)])
+        return sorted(found)
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
@@ -257,6 +269,17 @@ class MultiTaskDataset:
         of_sample = np.repeat(of_episode, self._num_steps)
         names = np.unique(of_episode)
         return {name.decode(): np.flatnonzero(of_sample == name) for name in names}
+
+    def where(self, index: int) -> tuple[Path, int]:
+        """The file of the episode that a sample is from, and its step in it.
+
+        Raises:
+            IndexError: the number is out of range.
+        """
+        step = int(self._places([index]).step[0])
+        row = int(self.episodes[self._ends.searchsorted(index, side="right")])
+        table = self.index.episodes
+        return Path(self.config.roots[int(table["root"][row])], table.text("path", row)), step
 
     def _places(self, rows: Sequence[int] | np.ndarray) -> Places:
         index = np.array(rows, np.int64)

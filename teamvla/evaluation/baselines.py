@@ -109,3 +109,16 @@ class Blind:
     def act(self, observation: Observation) -> Sequence[np.ndarray]:
         dark = {k: np.zeros_like(v) for k, v in observation.items() if k.startswith("rgb_")}
         return self._actor.act({**observation, **dark})
+
+
+class Deaf:
+    """An actor that is told nothing: the instruction is empty."""
+
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+
+    def reset(self) -> None:
+        self._actor.reset()
+
+    def act(self, observation: Observation) -> Sequence[np.ndarray]:
+        return self._actor.act({**observation, "instruction": ""})

@@ -11,7 +11,7 @@ import numpy as np
 from teamvla.checkpoint import read_header
 from teamvla.config import Project
 from teamvla.errors import ConfigError, RegistryError
-from teamvla.evaluation.baselines import BASELINES, Blind
+from teamvla.evaluation.baselines import BASELINES, Blind, Deaf
 from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.device import one_thread
 from teamvla.models.loading import config_of, load_policy
@@ -28,12 +28,14 @@ class PolicyFromCheckpoint:
     Args:
         overrides: ``--set`` items laid over the checkpoint's own configuration.
         blind: black out the pictures.
+        deaf: leave the instruction out.
     """
 
     path: Path
     device: str = "cpu"
     overrides: tuple[str, ...] = ()
     blind: bool = False
+    deaf: bool = False
 
     def project(self) -> Project:
         """The configuration in the checkpoint with the overrides; reads the header alone.
@@ -57,8 +59,9 @@ class PolicyFromCheckpoint:
         policy, _ = load_policy(self.path, self.device)
         policy.contract.require(env.contract, str(self.path), "the simulator")
         policy.set_execution(self.project().section("model", PolicyConfig).execution)
-        actor = OnOneThread(policy)
-        return Blind(actor) if self.blind else actor
+        actor: Actor = OnOneThread(policy)
+        actor = Blind(actor) if self.blind else actor
+        return Deaf(actor) if self.deaf else actor
 
 
 @dataclass(frozen=True)

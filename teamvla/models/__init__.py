@@ -6,14 +6,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from teamvla.models.base import MODELS, Policy, PolicyConfig, build_policy
+    from teamvla.models.base import Policy, PolicyConfig, build_policy
     from teamvla.models.chunking import ActionChunker, ExecutionConfig
     from teamvla.models.losses import LossConfig
+    from teamvla.models.registries import (
+        ACTION_HEAD_REGISTRY,
+        ENCODER_REGISTRY,
+        FUSION_REGISTRY,
+        MODELS,
+        TEXT_ENCODER_REGISTRY,
+    )
     from teamvla.models.registry import ModelRegistry, register_model
     from teamvla.models.vla_singlebrain import SingleBrainConfig, SingleBrainVLA
 
 _HOME = {
-    "MODELS": "base",
+    "ACTION_HEAD_REGISTRY": "registries",
+    "ENCODER_REGISTRY": "registries",
+    "FUSION_REGISTRY": "registries",
+    "MODELS": "registries",
+    "TEXT_ENCODER_REGISTRY": "registries",
     "Policy": "base",
     "PolicyConfig": "base",
     "build_policy": "base",
@@ -27,7 +38,11 @@ _HOME = {
 }
 
 __all__ = [
+    "ACTION_HEAD_REGISTRY",
+    "ENCODER_REGISTRY",
+    "FUSION_REGISTRY",
     "MODELS",
+    "TEXT_ENCODER_REGISTRY",
     "ActionChunker",
     "ExecutionConfig",
     "LossConfig",

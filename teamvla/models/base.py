@@ -8,30 +8,29 @@ from __future__ import annotations
 import builtins
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import AliasChoices, Field
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from teamvla.config import Settings
+from teamvla.config.bytype import ByType
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError, ContractError
 from teamvla.models.chunking import ActionChunker, ExecutionConfig
-from teamvla.models.losses import ImitationLoss, LossConfig
+from teamvla.models.features import Features
+from teamvla.models.heads.base import ActionHead, HeadConfig, HeadLoss
+from teamvla.models.heads.mlp import MLPHeadConfig
+from teamvla.models.losses import GeometryLoss, LossConfig
 from teamvla.models.normalization import NormalizationConfig, Normalizer
-from teamvla.registry import Registry
+from teamvla.models.registries import ACTION_HEAD_REGISTRY, MODELS
+from teamvla.models.spaces import Spaces
 from teamvla.seeds import Domain, integer
 
 Array = NDArray[Any]
-
-MODELS: Registry[type[nn.Module]] = Registry(
-    "model",
-    {"single_brain": "teamvla.models.vla_singlebrain:SingleBrainVLA"},
-    "teamvla.models",
-)
 
 
 class PolicyConfig(Settings):
@@ -44,6 +43,7 @@ class PolicyConfig(Settings):
         validation_alias=AliasChoices("chunk_size", "action_horizon", "horizon"),
         description="K: how many actions are predicted at once.",
     )
+    head: Annotated[HeadConfig, ByType(ACTION_HEAD_REGISTRY, "mlp")] = MLPHeadConfig()
     normalization: NormalizationConfig = NormalizationConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
@@ -63,78 +63,183 @@ class PolicyConfig(Settings):
 class Policy(nn.Module, ABC):
     """Observations to actions, with everything before and after the network.
 
-    Normalisation, the gripper's sigmoid and the execution of chunks are part of the
-    policy and travel with it. A subclass sets :attr:`Config` and writes :meth:`forward`.
-    All actions that come out are in the units of the contract.
+        batch -> encode -> features -> head -> normalised chunk -> contract units
+
+    Normalisation, the head's loss and sampling and the execution of chunks are part of the
+    policy and travel with it. A subclass sets :attr:`Config`, writes :meth:`encode` and calls
+    :meth:`build_heads`. All actions that come out are in the units of the contract.
 
     Args:
         config: settings of the subclass.
-        contract: what the numbers mean; decides arms, joints and cameras.
+        contract: what the numbers mean; decides arms, joints and cameras. Plain
+            :class:`Spaces` make a policy for tensors, which cannot act in an environment.
         statistics: of the training split, or None for no normalisation.
-        loss: weights of the loss.
+        loss: weights of sync and collision.
     """
 
     Config: ClassVar[type[PolicyConfig]]
+    #: sizes that it is made for when neither a contract nor they are given
+    SIZES: ClassVar[Mapping[str, int]] = {}
 
     def __init__(
         self,
         config: PolicyConfig,
-        contract: Contract,
+        contract: Contract | Spaces,
         statistics: Mapping[str, Any] | None = None,
         loss: LossConfig | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.contract = config, contract
-        self.normalizer = Normalizer(config.normalization, contract, statistics)
-        self.criterion = ImitationLoss(loss or LossConfig(), contract)
+        self.config = config
+        self._contract = contract if isinstance(contract, Contract) else None
+        self.spaces = Spaces.of(contract) if isinstance(contract, Contract) else contract
+        self.normalizer = Normalizer(config.normalization, self.spaces, statistics)
+        self.geometry = None
+        if self._contract is not None:
+            self.geometry = GeometryLoss(loss or LossConfig(), self._contract)
         self._last_action: NDArray[np.float32] | None = None
-        self.arm_sizes = [arm.num_joints + 1 for arm in contract.arms]
         self.set_execution(config.execution)
 
+    def build_heads(self, input_dim: int, separate: bool = False) -> None:
+        """Make :attr:`heads`: one for the joined action, or one for each arm.
+
+        Raises:
+            ConfigError: the head cannot reach all actions.
+        """
+        whole = [(self.spaces.action_dim, self.spaces.grippers)]
+        groups = self.spaces.action_groups if separate else whole
+        settings, kind = self.config.head, ACTION_HEAD_REGISTRY.get(self.config.head.type)
+        heads = [
+            kind(input_dim, size, self.config.chunk_size, grippers=grippers, config=settings)
+            for size, grippers in groups
+        ]
+        if self.config.normalization.actions != "min_max" and any(h.bounded for h in heads):
+            raise ConfigError(
+                "model.normalization.actions",
+                f"min_max, as head {settings.type!r} only reaches [-1, 1]",
+                self.config.normalization.actions,
+                "Take min_max, or a head without bounds.",
+            )
+        self.heads = nn.ModuleList(heads)
+
     @abstractmethod
-    def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Predict chunks for a batch.
+    def encode(self, batch: Mapping[str, Any]) -> list[Features]:
+        """The features of a batch for each of :attr:`heads`.
 
         Args:
             batch: ``observations`` {``image`` [B,V,C,H,W] uint8 or float 0..1, ``state``
-                [B,D]} and ``language`` list of B instructions.
-
-        Returns:
-            ``predicted_actions`` [B,K,D] and ``actions`` (the same split by arm, [B,K,N+1]
-            each) in contract units, ``logits`` [B,K,A] of the grippers, ``aux`` with
-            ``normalized_actions`` [B,K,D].
+                [B,S]} and ``language``, B instructions.
         """
 
-    def loss(
-        self, batch: Mapping[str, Any], output: Mapping[str, Any] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Predict chunks for a batch, and given its actions also their loss.
+
+        Args:
+            batch: as for :meth:`encode`; ``image`` without V and ``language`` left out are
+                fine. With ``actions`` as for :meth:`loss`.
+
+        Returns:
+            ``predicted_actions`` [B,K,D] (as ``actions`` without K if they are given so) and
+            ``actions`` (the same split by arm) in contract units, ``logits`` [B,K,A] of the
+            grippers, ``aux`` with ``normalized_actions`` [B,K,D]. Given actions also ``loss``
+            and its parts, ``action_mse`` and ``action_mae``.
+        """
+        features = self.encode(batch)
+        normalized = self._sample(features)
+        predicted = self.normalizer.denormalize_actions(normalized)
+        opening = normalized[..., list(self.spaces.grippers)]
+        output: dict[str, Any] = {
+            "predicted_actions": predicted,
+            "actions": torch.split(predicted, list(self.spaces.actions), dim=-1),
+            "logits": torch.logit((opening + 1) / 2, eps=1e-6),
+            "aux": {"normalized_actions": normalized},
+        }
+        if "actions" in batch:
+            target, is_pad = self._targets(batch)
+            off = torch.where(is_pad.unsqueeze(-1), 0.0, predicted - target).detach()
+            count = ((~is_pad).sum() * target.shape[-1]).clamp_min(1)
+            errors = {
+                "action_mse": off.square().sum() / count,
+                "action_mae": off.abs().sum() / count,
+            }
+            output |= {**self._loss(features, target, is_pad), **errors}
+            output["predicted_actions"] = predicted.reshape(batch["actions"].shape)
+        return output
+
+    def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """``loss`` and its parts, scalars.
 
         Args:
-            batch: as for :meth:`forward`, with ``actions`` [B,K,D] in contract units and
+            batch: as for :meth:`encode`, with ``actions`` [B,K,D] in contract units and
                 ``action_is_pad`` bool [B,K] (nothing is padding if it is left out).
-            output: what ``forward(batch)`` gave, if it has been called already.
         """
-        output = self(batch) if output is None else output
+        return self._loss(self.encode(batch), *self._targets(batch))
+
+    def _loss(
+        self, features: Sequence[Features], target: Tensor, is_pad: Tensor
+    ) -> dict[str, Tensor]:
+        normalized = self.normalizer.normalize_actions(target)
+        sizes = [head.action_dim for head in self._heads]
+        pieces = zip(self._heads, features, torch.split(normalized, sizes, dim=-1), strict=True)
+        lost = [head.loss(seen, piece, is_pad) for head, seen, piece in pieces]
+        shares = [size / sum(sizes) for size in sizes]
+        names = dict.fromkeys(name for one in lost for name in one.parts)
+        parts = {
+            name: sum(
+                (w * one.parts[name] for w, one in zip(shares, lost, strict=True)
+                 if name in one.parts), torch.zeros(()),
+            )
+            for name in names
+        }  # fmt: skip
+        total = sum((w * one.total for w, one in zip(shares, lost, strict=True)), torch.zeros(()))
+        geometry = self._geometry_parts(lost, target, is_pad)
+        if self.geometry is not None:
+            total = total + self.geometry.total(geometry)
+        return {"loss": total, **parts, **geometry}
+
+    def _geometry_parts(
+        self, lost: Sequence[HeadLoss], target: Tensor, is_pad: Tensor
+    ) -> dict[str, Tensor]:
+        predicted = [one.predicted for one in lost if one.predicted is not None]
+        if self.geometry is None or len(predicted) < len(lost):
+            return {}
+        joined = self.normalizer.denormalize_actions(torch.cat(predicted, dim=-1))
+        parts: dict[str, Tensor] = self.geometry(joined, target, is_pad)
+        return parts
+
+    def _targets(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Actions [B,K,D] and their padding bool [B,K]."""
         target = batch["actions"]
-        if target.shape != output["predicted_actions"].shape:
-            raise _other_chunk(output["predicted_actions"].shape, target.shape)
+        target = target.unsqueeze(1) if target.dim() == 2 else target
+        expected = (self.config.chunk_size, self.spaces.action_dim)
+        if target.shape[1:] != expected:
+            raise _other_chunk(expected, target.shape)
         is_pad = batch.get("action_is_pad")
         if is_pad is None:
             is_pad = torch.zeros(target.shape[:2], dtype=torch.bool, device=target.device)
-        losses: dict[str, Tensor] = self.criterion(
-            output["predicted_actions"],
-            output["aux"]["normalized_actions"],
-            output["logits"],
-            target,
-            self.normalizer.normalize_actions(target),
-            is_pad,
-        )
-        return losses
+        return target.float(), is_pad
+
+    def _sample(self, features: Sequence[Features], generator: Generator | None = None) -> Tensor:
+        pairs = zip(self._heads, features, strict=True)
+        return torch.cat([head.sample(seen, generator) for head, seen in pairs], dim=-1).float()
+
+    @property
+    def _heads(self) -> list[ActionHead]:
+        return cast(list[ActionHead], list(self.heads))
+
+    @property
+    def contract(self) -> Contract:
+        """What the numbers mean; ContractError if the policy was made for plain tensors."""
+        if self._contract is None:
+            mend = "Make it with contract=..., such as that of an environment or a dataset."
+            raise ContractError("policy", "one made for a contract", "plain sizes", mend)
+        return self._contract
 
     @torch.no_grad()
     def predict_action_chunk(
-        self, obs: Mapping[str, Any], language: str | Sequence[str] | None = None
+        self,
+        obs: Mapping[str, Any],
+        language: str | Sequence[str] | None = None,
+        generator: Generator | None = None,
     ) -> Tensor:
         """The next K actions [B,K,D].
 
@@ -142,9 +247,10 @@ class Policy(nn.Module, ABC):
             obs: one observation of an environment (NumPy arrays by field name), or batched
                 tensors ``image`` and ``state``.
             language: instruction(s); left out, the observation's own ``instruction``.
+            generator: fresh noise for heads that sample; see :meth:`ActionHead.sample`.
         """
-        predicted: Tensor = self(self._prepare_batch(obs, language))["predicted_actions"]
-        return predicted
+        features = self.encode(self._prepare_batch(obs, language))
+        return self.normalizer.denormalize_actions(self._sample(features, generator))
 
     def predict(
         self, obs: Mapping[str, Any], language: str | Sequence[str] | None = None
@@ -169,7 +275,7 @@ class Policy(nn.Module, ABC):
         Args:
             obs: an environment's observation with its ``instruction``.
         """
-        ends = np.cumsum(self.arm_sizes)[:-1]
+        ends = np.cumsum(self.spaces.actions)[:-1]
         return [np.ascontiguousarray(part) for part in np.split(self.select_action(obs), ends)]
 
     def reset(self) -> None:
@@ -224,7 +330,7 @@ class Policy(nn.Module, ABC):
 
 def build_policy(
     config: PolicyConfig,
-    contract: Contract,
+    contract: Contract | Spaces,
     statistics: Mapping[str, Any] | None = None,
     loss: LossConfig | None = None,
     *,
@@ -234,9 +340,10 @@ def build_policy(
 
     Args:
         config: settings; their ``type`` names the model.
-        contract: what the numbers of data and environment mean.
+        contract: what the numbers of data and environment mean; or plain sizes.
         statistics: normalisation statistics of the training split.
-        loss: weights of the loss.
+        loss: weights of sync and collision.
+        seed: of the weights.
 
     Raises:
         RegistryError: there is no such model.
@@ -248,10 +355,10 @@ def build_policy(
         return kind(config, contract, statistics, loss)
 
 
-def _other_chunk(predicted: torch.Size, given: torch.Size) -> ConfigError:
+def _other_chunk(expected: tuple[int, int], given: torch.Size) -> ConfigError:
     return ConfigError(
         "batch['actions']",
-        f"chunks of shape {tuple(predicted[1:])}",
+        f"chunks of shape {expected}",
         f"{tuple(given[1:])}",
         "Set model.chunk_size and dataset.chunk_size alike, and take data of the same contract.",
     )

@@ -16,11 +16,14 @@ import torch
 
 from teamvla.checkpoint import Header, read_checkpoint
 from teamvla.config import Project, Settings
+from teamvla.config.bytype import ByType
 from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
 from teamvla.errors import CheckpointError, ConfigError, ContractError
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import one_thread
+from teamvla.models.registries import MODELS
+from teamvla.registry import Registry
 
 PROBE_TOLERANCE = 0.02
 Tensors = dict[str, np.ndarray]
@@ -72,6 +75,7 @@ def config_of(header: Header) -> Project:
     where, config = str(header.path), header.meta.get("config")
     if not isinstance(config, dict):
         raise CheckpointError(where, "a policy checkpoint", "a header without 'config'")
+    _require_installed(config.get("model"), where)
     try:
         project = Project.from_data(config)
         for name in ("model", "task"):
@@ -80,6 +84,29 @@ def config_of(header: Header) -> Project:
         got = str(error).replace("configuration: error: ", "")
         raise CheckpointError(where, "a configuration of this version", got) from None
     return project
+
+
+def _require_installed(model: Any, where: str) -> None:
+    """CheckpointError if what the settings of a policy name is not installed here."""
+    if not isinstance(model, dict):
+        return
+    _require_entry(MODELS, model, where)
+    settings = PolicyConfig.choose(model)
+    for name, field in settings.model_fields.items():
+        part = model.get(name)
+        for note in field.metadata:
+            if isinstance(note, ByType) and isinstance(part, dict):
+                _require_entry(note.registry, part, where)
+
+
+def _require_entry(registry: Registry[Any], settings: dict[str, Any], where: str) -> None:
+    name = settings.get("type")
+    if isinstance(name, str) and name not in registry:
+        raise CheckpointError(
+            where, f"the {registry.kind} {name!r}, which it was made with, to be installed",
+            f"only {', '.join(registry)}",
+            "Install the package that registers it; `teamvla ckpt-inspect` works without.",
+        )  # fmt: skip
 
 
 def policy_of(header: Header) -> Policy:
@@ -122,8 +149,11 @@ def _check_probe(policy: Policy, header: Header, arrays: Tensors) -> None:
     if not isinstance(probe, dict) or "probe.actions" not in arrays:
         return
     try:
-        answer = _answer(policy, from_arrays("probe.observation", arrays), list(probe["language"]))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        observations = from_arrays("probe.observation", arrays)
+        if not observations:
+            raise ValueError("it has no observation")
+        answer = _answer(policy, observations, list(probe["language"]))
+    except (KeyError, TypeError, ValueError, RuntimeError, ContractError) as error:
         got = f"{type(error).__name__}: {error}"
         raise CheckpointError(str(header.path), "a probe that can be run", got) from None
     off = float(np.abs(answer - arrays["probe.actions"]).max())

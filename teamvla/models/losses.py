@@ -1,13 +1,17 @@
 """Losses of imitation. Padding counts nowhere.
 
-    loss = action * huber + gripper * BCE + sync * sync + collision * collision
+    loss = the head's own + sync * sync + collision * collision
 
-Shapes: B batch, K chunk, S sampled rows of a chunk, A arms, N joints, D joined vector.
+The first functions are what heads build their losses of; sync and collision ask both arms
+together, on top of any head that predicts actions while it is trained.
+
+Shapes: B batch, K chunk, S sampled rows of a chunk, A arms, D joined vector.
 ``is_pad`` is True where a chunk reaches beyond the end of its episode.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 
 import torch
@@ -29,15 +33,8 @@ _WITHOUT = "To train without them: --set loss.sync=0 --set loss.collision=0."
 
 
 class LossConfig(Settings):
-    """Weights of the parts; a part of weight 0 is not computed."""
+    """Weights of what is asked of both arms together; a part of weight 0 is not computed."""
 
-    action: float = Field(default=1.0, ge=0, description="Weight of the Huber loss.")
-    huber_delta: float = Field(
-        default=0.02,
-        gt=0,
-        description="Where square turns straight, in normalised units.",
-    )
-    gripper: float = Field(default=0.05, ge=0, description="Weight of the grippers' cross-entropy.")
     sync: float = Field(default=0.02, ge=0, description="Weight of the arms moving together.")
     collision: float = Field(default=0.01, ge=0, description="Weight of arms coming too near.")
     collision_margin: float = Field(
@@ -59,7 +56,7 @@ def huber_loss(
         predicted, target: [B,K,...] in normalised units.
         is_pad: bool [B,K] of rows to leave out, or None.
     """
-    return _masked_mean(
+    return masked_mean(
         functional.smooth_l1_loss(predicted, target, reduction="none", beta=delta), is_pad
     )
 
@@ -75,7 +72,7 @@ def gripper_bce(logits: Tensor, target: Tensor, is_pad: Tensor | None = None) ->
         is_pad: bool [B,K] or None.
     """
     loss = functional.binary_cross_entropy_with_logits(logits, target.clamp(0, 1), reduction="none")
-    return _masked_mean(loss, is_pad)
+    return masked_mean(loss, is_pad)
 
 
 def sync_loss(
@@ -119,7 +116,7 @@ def collision_penalty(gaps: Tensor, margin: float, is_pad: Tensor | None = None)
         margin: gap from which on nothing is paid, m.
         is_pad: bool [B,S] or None.
     """
-    return _masked_mean((1 - gaps / margin).relu().sum(-1), is_pad)
+    return masked_mean((1 - gaps / margin).relu().sum(-1), is_pad)
 
 
 def needs_geometry(config: LossConfig, contract: Contract) -> bool:
@@ -141,8 +138,8 @@ def require_geometry(config: LossConfig, contract: Contract) -> None:
         arm.require_links(_GEOMETRIC, _WITHOUT)
 
 
-class ImitationLoss(nn.Module):
-    """The weighted sum of the parts for one contract.
+class GeometryLoss(nn.Module):
+    """sync and collision for one contract.
 
     Without the geometry that :func:`require_geometry` asks for it can be made, so that a
     policy can act, but not called.
@@ -156,39 +153,25 @@ class ImitationLoss(nn.Module):
         self._contract = contract
         self._sizes = [arm.num_joints + 1 for arm in contract.arms]
 
-    def forward(
-        self,
-        predicted: Tensor,
-        normalized: Tensor,
-        logits: Tensor,
-        target: Tensor,
-        normalized_target: Tensor,
-        is_pad: Tensor,
-    ) -> dict[str, Tensor]:
-        """Parts and their weighted sum ``loss``.
+    def forward(self, predicted: Tensor, target: Tensor, is_pad: Tensor) -> dict[str, Tensor]:
+        """The parts that have a weight.
 
         Args:
             predicted, target: joined vectors [B,K,D] in contract units.
-            normalized, normalized_target: the same in normalised units.
-            logits: grippers [B,K,A].
             is_pad: bool [B,K].
 
         Raises:
-            ContractError: sync or collision has a weight, but the contract no geometry.
+            ContractError: a part has a weight, but the contract no geometry.
         """
-        weights = self.config
-        require_geometry(weights, self._contract)
-        parts = {"action": huber_loss(normalized, normalized_target, is_pad, weights.huber_delta)}
-        if weights.gripper:
-            parts["gripper"] = gripper_bce(logits, self._grippers(target), is_pad)
-        if self.chains and needs_geometry(weights, self._contract):
-            rows = self._rows(target.shape[1])
-            chosen = predicted[:, rows], target[:, rows], is_pad[:, rows]
-            parts |= self._geometry(self.chains, *chosen)
-        total = sum(
-            (getattr(weights, name) * part for name, part in parts.items()), torch.zeros(())
-        )
-        return {"loss": total, **parts}
+        require_geometry(self.config, self._contract)
+        if not self.chains or not needs_geometry(self.config, self._contract):
+            return {}
+        rows = self._rows(target.shape[1])
+        return self._geometry(self.chains, predicted[:, rows], target[:, rows], is_pad[:, rows])
+
+    def total(self, parts: Mapping[str, Tensor]) -> Tensor | float:
+        """The weighted sum of what :meth:`forward` gave."""
+        return sum((getattr(self.config, name) * part for name, part in parts.items()), 0.0)
 
     def _geometry(
         self, chains: ArmChains, predicted: Tensor, target: Tensor, is_pad: Tensor
@@ -226,7 +209,7 @@ def _relative(arms: Tensor) -> Tensor:
     return arms[:, :, 1:] - arms[:, :, :1]
 
 
-def _masked_mean(loss: Tensor, is_pad: Tensor | None) -> Tensor:
+def masked_mean(loss: Tensor, is_pad: Tensor | None) -> Tensor:
     """Mean over all entries of the rows that are not padding; 0 if all are."""
     if is_pad is None:
         return loss.mean() if loss.numel() else loss.sum()

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from teamvla.config import Settings
-from teamvla.contract import Contract
 from teamvla.errors import ContractError
+from teamvla.models.spaces import Spaces
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ class Normalizer(nn.Module):
 
     Joint targets go to [-1, 1] by their range, grippers from 0..1 to [-1, 1] whatever was
     seen of them, states to zero mean and unit deviation. Nothing is clipped. Without
-    statistics it is the identity, and says so in the log.
+    statistics all but the grippers stays as it is, which is said in the log.
 
     Args:
         config: which range, and the floors.
-        contract: gives the length D and the places of the grippers.
+        spaces: give the lengths D and S and the places of the grippers.
         statistics: ``{"actions": {"min": [D], ...}, "state": {"mean": [D], ...}}`` or None.
 
     Raises:
@@ -59,19 +59,21 @@ class Normalizer(nn.Module):
     def __init__(
         self,
         config: NormalizationConfig,
-        contract: Contract,
+        spaces: Spaces,
         statistics: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        dim = contract.action_dim
-        center, scale = torch.zeros(dim), torch.ones(dim)
-        mean, std = torch.zeros(dim), torch.ones(dim)
+        size = spaces.state_dim
+        center, scale = torch.zeros(spaces.action_dim), torch.ones(spaces.action_dim)
+        mean, std = torch.zeros(size), torch.ones(size)
         if statistics is None:
             log.warning("no statistics: actions and states are not normalised")
         else:
-            center, scale = _action_range(config, contract, statistics)
-            mean = _vector(statistics, "state", "mean", dim)
-            std = _vector(statistics, "state", "std", dim).clamp_min(config.std_floor)
+            center, scale = _action_range(config, spaces, statistics)
+            mean = _vector(statistics, "state", "mean", size)
+            std = _vector(statistics, "state", "std", size).clamp_min(config.std_floor)
+        places = list(spaces.grippers)
+        center[places], scale[places] = 0.5, 0.5
         self.register_buffer("action_center", center)
         self.register_buffer("action_scale", scale)
         self.register_buffer("state_mean", mean)
@@ -95,15 +97,13 @@ class Normalizer(nn.Module):
 
 
 def _action_range(
-    config: NormalizationConfig, contract: Contract, statistics: Mapping[str, Any]
+    config: NormalizationConfig, spaces: Spaces, statistics: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     low, high = ("min", "max") if config.actions == "min_max" else ("q01", "q99")
-    lowest = _vector(statistics, "actions", low, contract.action_dim)
-    highest = _vector(statistics, "actions", high, contract.action_dim)
+    lowest = _vector(statistics, "actions", low, spaces.action_dim)
+    highest = _vector(statistics, "actions", high, spaces.action_dim)
     center = (lowest + highest) / 2
-    scale = ((highest - lowest) / 2).clamp_min(config.half_range_floor)
-    center[contract.grippers], scale[contract.grippers] = 0.5, 0.5
-    return center, scale
+    return center, ((highest - lowest) / 2).clamp_min(config.half_range_floor)
 
 
 def _vector(statistics: Mapping[str, Any], group: str, name: str, dim: int) -> Tensor:

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
+from teamvla.config.explain import explain
+from teamvla.config.source import Source
 from teamvla.errors import ConfigError
-from teamvla.models.base import MODELS, Policy, build_policy
+from teamvla.models.base import Policy, PolicyConfig, build_policy
+from teamvla.models.registries import MODELS
+from teamvla.models.spaces import Spaces
+
+_AROUND = ("statistics", "loss", "seed")
+#: how sizes may be spelt -> what :meth:`Spaces.plain` calls them
+_SIZES = {
+    "action_dim": "action_dim",
+    "state_dim": "state_dim",
+    "image_size": "image_size",
+    "image_channels": "image_channels",
+    "in_channels": "image_channels",
+    "num_cameras": "num_cameras",
+}
 
 #: decorator that enters a model class under a name: ``@register_model("my_model")``
 register_model = MODELS.register
@@ -27,23 +43,40 @@ class ModelRegistry:
 
         Args:
             name: one of :meth:`list`.
-            arguments: for a policy ``contract``, optionally ``statistics``, ``loss`` and ``seed``
-                (see :func:`teamvla.models.base.build_policy`), and its settings; for any
-                other module what its class takes.
+            arguments: for a policy its settings, and what it is made for: ``contract``, or
+                plain sizes (``action_dim``, ``state_dim``, ``image_size``, ``image_channels``,
+                ``num_cameras``: see :meth:`teamvla.models.spaces.Spaces.plain`); optionally
+                ``statistics``, ``loss`` and ``seed`` (see
+                :func:`teamvla.models.base.build_policy`). For any other module what its class
+                takes.
 
         Raises:
             RegistryError: there is no such model.
-            ConfigError: a policy without a contract.
+            ConfigError: a setting is wrong, or a size is missing.
         """
         kind = MODELS.get(name)
         if not issubclass(kind, Policy):
             return kind(**arguments)
-        if "contract" not in arguments:
-            mend = "Pass contract=..., such as that of an environment or a dataset."
-            raise ConfigError(f"model {name!r}", "a contract", "none", mend)
-        surroundings = {
-            key: arguments.pop(key)
-            for key in ("contract", "statistics", "loss", "seed")
-            if key in arguments
-        }
-        return build_policy(kind.Config(**{"type": name, **arguments}), **surroundings)
+        around = {key: arguments.pop(key) for key in _AROUND if key in arguments}
+        contract = arguments.pop("contract", None) or _plain(kind, name, arguments)
+        config = _settings(kind, name, arguments)
+        return build_policy(config, contract, **around)
+
+
+def _plain(kind: type[Policy], name: str, arguments: dict[str, Any]) -> Spaces:
+    given = dict(kind.SIZES)
+    given |= {
+        size: arguments.pop(spelling) for spelling, size in _SIZES.items() if spelling in arguments
+    }
+    if "action_dim" not in given:
+        mend = "Pass contract=..., such as that of an environment or a dataset, or action_dim=..."
+        raise ConfigError(f"model {name!r}", "a contract or sizes", "neither", mend)
+    return Spaces.plain(**given)
+
+
+def _settings(kind: type[Policy], name: str, arguments: dict[str, Any]) -> PolicyConfig:
+    try:
+        return kind.Config.model_validate({"type": name, **arguments})
+    except ValidationError as error:
+        lines = explain(error, kind.Config, Source({"model": arguments}), ("model",))
+        raise ConfigError("\n".join(lines)) from None

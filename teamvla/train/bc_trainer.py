@@ -9,16 +9,12 @@ from pathlib import Path
 
 import torch
 
-from teamvla import seeds
 from teamvla.config import Project
-from teamvla.evaluation.policies import OnOneThread
-from teamvla.evaluation.suites import Score, Suite
-from teamvla.evaluation.suites import evaluate as evaluate_closed_loop
 from teamvla.files import duplicate
 from teamvla.logs import progress
 from teamvla.models.base import Policy
-from teamvla.sim.tasks import TaskConfig
 from teamvla.train.checkpoints import load_checkpoint, save_checkpoint
+from teamvla.train.ranking import Scores, mean_success, rank, ranking_tasks
 from teamvla.train.runs import Run, build_data, build_model, save, set_seed, start_run
 from teamvla.train.trainer import (
     Metrics,
@@ -26,6 +22,7 @@ from teamvla.train.trainer import (
     TrainingState,
     evaluate,
     require_finite,
+    sound,
     train_one_epoch,
 )
 
@@ -61,7 +58,7 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> bool:
                 started = time.perf_counter()
                 train_one_epoch(
                     run.learner,
-                    run.train_loader,
+                    sound(run.train_loader, run.train_loader.dataset.where),
                     log_every=run.config.log_every,
                     on_step=bar.advance,
                     on_metrics=on_metrics,
@@ -94,31 +91,41 @@ def _describe(run: Run) -> str:
 def _end_epoch(run: Run, stop: Callable[[], bool]) -> bool:
     """Validate, perhaps roll out, and publish a trained epoch; False if ``stop`` cut it short."""
     state, weights, epoch = run.state, run.learner.best_weights, run.state.epoch + 1
-    val = score = None
+    val = scores = None
     if run.val_loader is not None:
-        val = evaluate(weights, run.val_loader, run.learner.device)
+        batches = sound(run.val_loader, run.val_loader.dataset.where)
+        val = evaluate(weights, batches, run.learner.device)
         require_finite(val, f"validation of epoch {epoch}")
     if _is_ranked(run.config, epoch):
-        score = _rank(run, weights, epoch, stop)
-        if score is None:
+        scores = _rank(run, weights, epoch, stop)
+        if scores is None:
             return False
     state.epoch = epoch
     if val is not None:
         run.journal.write("val", state, val)
-    if score is not None:
-        run.journal.write("rollout", state, {"success_rate": score.success_rate})
-        _LOG.info("epoch %d: %s", epoch, score)
-    _publish(run, score, val)
+    success = None
+    if scores is not None:
+        success = mean_success(scores)
+        _note(run, scores, success)
+    _publish(run, success, val)
     return True
 
 
-def _publish(run: Run, score: Score | None, val: Metrics | None) -> None:
+def _note(run: Run, scores: Scores, success: float) -> None:
+    """Write the rollouts down: their mean, and if there are several tasks each of them."""
+    run.journal.write("rollout", run.state, {"success_rate": success})
+    for name, score in scores.items():
+        _LOG.info("epoch %d: %s: %s", run.state.epoch, name, score)
+        if len(scores) > 1:
+            run.journal.write(f"rollout/{name}", run.state, {"success_rate": score.success_rate})
+
+
+def _publish(run: Run, success: float | None, val: Metrics | None) -> None:
     """Write the epoch's checkpoints; ``last.ckpt`` comes last, as resuming goes by it."""
     state, config = run.state, run.config
-    success = score.success_rate if score is not None else None
     val_loss = val["loss"] if val is not None else None
     names = ["last.ckpt"]
-    if (score is not None or not config.rollout_every) and state.is_better(success, val_loss):
+    if (success is not None or not config.rollout_every) and state.is_better(success, val_loss):
         state.best_epoch, state.best_success = state.epoch, success
         state.best_val_loss = val_loss
         names.insert(0, "best.ckpt")
@@ -136,14 +143,9 @@ def _is_ranked(config: TrainerConfig, epoch: int) -> bool:
     return epoch == last or (epoch % every == 0 and epoch >= config.rollout_after * last)
 
 
-def _rank(run: Run, weights: Policy, epoch: int, stop: Callable[[], bool]) -> Score | None:
-    """Success of the weights on initial states kept for choosing; None if it was cut short."""
-    task = run.project.section("task", TaskConfig)
-    suite = Suite(task, run.project.session.seed, seeds.Domain.SELECT)
-    episodes, name = run.config.rollout_episodes, f"{task.task_name} rollouts of epoch {epoch}"
-    actor = OnOneThread(weights.eval())
-    score = evaluate_closed_loop(suite, lambda env: actor, episodes, name=name, stop=stop)
-    return score if score.episodes == episodes else None
+def _rank(run: Run, weights: Policy, epoch: int, stop: Callable[[], bool]) -> Scores | None:
+    tasks, episodes = ranking_tasks(run.project), run.config.rollout_episodes
+    return rank(weights, tasks, episodes, seed=run.project.session.seed, epoch=epoch, stop=stop)
 
 
 def main(

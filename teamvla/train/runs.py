@@ -22,23 +22,30 @@ from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
 from teamvla.data import IndexConfig, build_index
 from teamvla.data.dataloader import DatasetConfig, MultiTaskDataset, make_dataloader
-from teamvla.errors import CheckpointError, ConfigError, ContractError, InputError
+from teamvla.errors import CheckpointError, ConfigError, InputError
 from teamvla.files import check_folder, publish
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import resolve_device
-from teamvla.models.losses import LossConfig, require_geometry
-from teamvla.sim import make_env
-from teamvla.sim.tasks import TaskConfig
+from teamvla.models.encoders.words import instruction_words
+from teamvla.models.losses import LossConfig, needs_geometry, require_geometry
 from teamvla.train.checkpoints import init_from, load_checkpoint, save_checkpoint
 from teamvla.train.ema import WeightAverage
 from teamvla.train.journal import MetricsJournal
+from teamvla.train.ranking import require_simulated
 from teamvla.train.schedulers import (
     OptimizerConfig,
     SchedulerConfig,
     make_optimizer,
     make_scheduler,
 )
-from teamvla.train.trainer import Learner, TrainerConfig, TrainingState, wants_bf16
+from teamvla.train.trainer import (
+    Batch,
+    Learner,
+    TrainerConfig,
+    TrainingState,
+    to_device,
+    wants_bf16,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -100,7 +107,8 @@ def open_run(project: Project, folder: Path) -> Run:
     """Build every part of a training; nothing is written yet.
 
     Raises:
-        ConfigError: any section is wrong. InputError: no such data or device.
+        ConfigError: any section is wrong, or chunks are longer than every episode.
+        InputError: no such data or device.
         ContractError: the simulator's numbers mean something else than the data's.
     """
     config = project.section("trainer", TrainerConfig)
@@ -113,45 +121,22 @@ def open_run(project: Project, folder: Path) -> Run:
         build_index(dataset.roots, dataset.index, project.section("index", IndexConfig))
     train_loader, val_loader = build_data(dataset)
     data = train_loader.dataset
+    _require_whole_chunk(data)
     if config.rollout_every:
-        _require_simulated(project, data.contract, sorted(data.tasks()))
-    policy = build_model(project, data.contract, data.statistics).to(device)
+        require_simulated(project, data.contract, sorted(data.tasks()))
+    statistics = {**data.statistics, "words": instruction_words(data.instructions)}
+    policy = build_model(project, data.contract, statistics).to(device)
     learner = _build_learner(project, config, policy, device, len(train_loader))
     meta = {
         "config": project.resolved(),
         "contract": data.contract.to_dict(),
-        "statistics": data.statistics,
+        "statistics": statistics,
         "manifest_digest": data.digest,
     }
     journal = MetricsJournal(folder / "metrics.jsonl")
-    return Run(folder, project, config, learner, train_loader, val_loader, meta, journal)
-
-
-def simulated_contract(project: Project) -> Contract:
-    """What the numbers of the configured task's simulator mean."""
-    return make_env(project.section("task", TaskConfig)).contract
-
-
-def _require_simulated(project: Project, contract: Contract, tasks: Sequence[str]) -> None:
-    """Refuse what cannot be rolled out, naming every setting to change.
-
-    Raises:
-        ContractError: the data are another robot's.
-        ConfigError: the data show other tasks than the one that is rolled out.
-    """
-    flags = ["--set trainer.rollout_every=0"]
-    try:
-        require_geometry(project.section("loss", LossConfig), contract)
-    except ContractError:
-        flags += ["--set loss.sync=0", "--set loss.collision=0"]
-    mend = f"To train without rollouts: {' '.join(flags)}."
-    contract.require(simulated_contract(project), "the data", "the simulator", mend)
-    task = project.section("task", TaskConfig).task_name
-    if task not in tasks:
-        raise ConfigError(
-            "task, whose rollouts rank the checkpoints", f"one of the data's: {', '.join(tasks)}",
-            task, f"Give --task {tasks[0]}. {mend}",
-        )  # fmt: skip
+    run = Run(folder, project, config, learner, train_loader, val_loader, meta, journal)
+    _tell_what_is_left_out(run)
+    return run
 
 
 def _dataset_config(project: Project) -> DatasetConfig:
@@ -168,6 +153,36 @@ def _dataset_config(project: Project) -> DatasetConfig:
             "Set both to the same.",
         )  # fmt: skip
     return config
+
+
+def _require_whole_chunk(data: MultiTaskDataset) -> None:
+    """Refuse chunks of which every single one would reach beyond its episode's end."""
+    table, chunk = data.index.episodes, data.config.chunk_size
+    longest = data.episodes[table["num_steps"][data.episodes].argmax()]
+    steps, name = int(table["num_steps"][longest]), table.text("path", int(longest))
+    if chunk > steps:
+        raise ConfigError(
+            "dataset.chunk_size", f"at most {steps}, the steps of the longest episode ({name})",
+            str(chunk), "Set it and model.chunk_size to less, or record longer episodes.",
+        )  # fmt: skip
+
+
+def _tell_what_is_left_out(run: Run) -> None:
+    """Warn if the head predicts nothing in training that sync and collision could look at."""
+    loss, policy = run.project.section("loss", LossConfig), run.learner.policy
+    if not needs_geometry(loss, policy.contract):
+        return
+    batch = to_device(_first_sample(run), run.learner.device)
+    gpus = [run.learner.device] if run.learner.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(gpus):
+        computed = policy.loss(batch)
+    asked = [name for name in ("sync", "collision") if getattr(loss, name)]
+    if missing := [name for name in asked if name not in computed]:
+        _LOG.warning(
+            "%s left out: head %r predicts no actions while it is trained. To say so: %s",
+            " and ".join(f"loss.{name}" for name in missing), policy.config.head.type,
+            " ".join(f"--set loss.{name}=0" for name in missing),
+        )  # fmt: skip
 
 
 def _build_learner(
@@ -192,14 +207,19 @@ def settled(project: Project) -> Project:
 
 def save(run: Run, name: str) -> Path:
     """Publish the run as it stands among its checkpoints."""
-    probe_batch = run.train_loader.dataset.__getitems__([0])
     return save_checkpoint(
         run.checkpoints / name,
         run.learner,
         meta=run.meta,
         sampler=run.train_loader.batch_sampler.state_dict(),
-        probe_batch=run.train_loader.collate_fn(probe_batch),
+        probe_batch=_first_sample(run),
     )
+
+
+def _first_sample(run: Run) -> Batch:
+    """A batch of the one sample that is always the same."""
+    batch: Batch = run.train_loader.collate_fn(run.train_loader.dataset.__getitems__([0]))
+    return batch
 
 
 def start_run(

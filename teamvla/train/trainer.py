@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from teamvla.config import Settings
-from teamvla.errors import TeamVLAError
+from teamvla.errors import EpisodeError, TeamVLAError
 from teamvla.models.base import Policy
 from teamvla.train.ema import WeightAverage
 from teamvla.train.schedulers import learning_rate
 
 Batch = dict[str, Any]
 Metrics = dict[str, float]
+#: episodes, and steps of each, that a message names
+_SHOWN = 4
 
 
 class TrainerConfig(Settings):
@@ -52,7 +55,26 @@ class TrainerConfig(Settings):
     rollout_after: float = Field(
         default=0.5, ge=0, le=1, description="Share of the training before the first rollouts."
     )
-    rollout_episodes: int = Field(default=20, gt=0, description="Initial states per ranking.")
+    rollout_episodes: int = Field(
+        default=20, gt=0, description="Initial states per ranking, of each task."
+    )
+    rollout_tasks: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Configurations whose tasks rank, by their mean success; null: section task.",
+    )
+
+    @field_validator("rollout_tasks", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("rollout_tasks")
+    @classmethod
+    def _each_task_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("a task stands there twice")
+        return value
 
 
 @dataclass
@@ -177,6 +199,57 @@ def train_one_epoch(
             break
     if window.count:
         on_metrics(_checked(window.take(), learner))
+
+
+def sound(batches: Iterable[Batch], where: Callable[[int], tuple[Path, int]]) -> Iterator[Batch]:
+    """The batches, as long as all states and actions in them are finite numbers.
+
+    Args:
+        batches: yields batches as ``make_dataloader`` does.
+        where: tells of a sample's number its episode and step.
+
+    Raises:
+        EpisodeError: a batch holds NaN or infinity; the message names episodes and steps.
+    """
+    for batch in batches:
+        places = [place for name in ("state", "actions") for place in _not_finite(batch, name)]
+        if places:
+            raise _unsound(places, where)
+        yield batch
+
+
+def _not_finite(batch: Batch, name: str) -> Iterator[tuple[str, int, int]]:
+    """Name, sample number and steps from there of the values that are no finite numbers."""
+    values = batch.get(name, batch["observations"].get(name))
+    if values is None or math.isfinite(float(values.sum())):  # large numbers may fail the sum
+        return
+    bad = ~values.isfinite().all(-1)
+    if name == "actions":
+        bad = bad & ~batch["action_is_pad"]
+    for row, *ahead in bad.nonzero().tolist():
+        yield name, int(batch["index"][row]), sum(ahead)
+
+
+def _unsound(
+    places: Sequence[tuple[str, int, int]], where: Callable[[int], tuple[Path, int]]
+) -> EpisodeError:
+    found: dict[str, set[int]] = {}
+    for _, index, ahead in places:
+        path, step = where(index)
+        found.setdefault(str(path), set()).add(step + ahead)
+    lines = [
+        f"{path} (step {', '.join(map(str, sorted(steps)[:_SHOWN]))}"
+        f"{', ...' if len(steps) > _SHOWN else ''})"
+        for path, steps in sorted(found.items())
+    ]
+    more = [f"{len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    roots = sorted({str(Path(path).parent) for path in found})
+    return EpisodeError(
+        ", ".join(lines[:_SHOWN] + more),
+        "finite numbers in a batch",
+        f"NaN or infinity in {' and '.join(dict.fromkeys(name for name, *_ in places))}",
+        f"Look at them with `teamvla validate {roots[0]}`; if they are sound, a transform is not.",
+    )
 
 
 def _checked(metrics: Metrics, learner: Learner) -> Metrics:

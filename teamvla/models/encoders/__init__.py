@@ -1,1 +1,1 @@
-"""Encoders: pictures and instructions to features."""
+"""Encoders: pictures and instructions to tokens."""

@@ -1,43 +1,51 @@
-"""Instructions to features: a character-level transformer.
+"""Instructions to tokens, character by character, and how any text encoder is built and called.
 
 Shapes: B batch, N characters, D width. Tokens and their mask always travel together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
-from teamvla.config import Settings
-from teamvla.models.initialization import init_text
+from teamvla.models.attention import TransformerBlock
+from teamvla.models.encoders.base import EncoderConfig, TextEncoder
+from teamvla.models.features import Tokens
+from teamvla.models.initialization import init_transformer
+from teamvla.models.registries import TEXT_ENCODER_REGISTRY
 
+_LOG = logging.getLogger(__name__)
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"
 PAD, UNKNOWN = 0, 1
 VOCABULARY_SIZE = len(CHARACTERS) + 2
 _IDS = {character: place for place, character in enumerate(CHARACTERS, start=2)}
-_CACHE_SIZE = 1024
 
 
-class LanguageConfig(Settings):
-    """Settings of the instruction encoder."""
+class TextConfig(EncoderConfig):
+    """Settings that the transformers over characters and over words share."""
 
-    embed_dim: int = Field(
-        default=64, ge=1, description="Width; length of an instruction's feature."
-    )
+    embed_dim: int = Field(default=64, ge=1, description="Width of a token.")
     num_heads: int = Field(default=4, ge=1, description="Attention heads; divides embed_dim.")
     num_layers: int = Field(default=2, ge=0, description="Transformer blocks.")
     mlp_ratio: float = Field(default=2.0, gt=0, description="Hidden width of the MLPs / embed_dim.")
-    max_text_len: int = Field(default=64, ge=1, description="Characters that are read of a text.")
+    max_text_len: int = Field(default=96, ge=1, description="Tokens that are read of a text.")
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> LanguageConfig:
+    def _heads_divide_the_width(self) -> TextConfig:
         if self.embed_dim % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}")
         return self
+
+
+class CharacterConfig(TextConfig):
+    """Settings of :class:`SimpleLanguageEncoder`."""
+
+    type: Literal["characters"] = Field(default="characters", description="Character by character.")
 
 
 def tokenize(texts: Sequence[str], max_length: int = 64) -> dict[str, Tensor]:
@@ -49,65 +57,49 @@ def tokenize(texts: Sequence[str], max_length: int = 64) -> dict[str, Tensor]:
     Returns:
         ``input_ids`` int64 [B,N] and ``attention_mask`` bool [B,N], False on padding.
     """
-    rows = [[_IDS.get(c, UNKNOWN) for c in (text.lower() or " ")[:max_length]] for text in texts]
+    return pad_rows(
+        [[_IDS.get(c, UNKNOWN) for c in (t.lower() or " ")[:max_length]] for t in texts]
+    )
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Token numbers, none of them ``PAD``, as ``input_ids`` and ``attention_mask`` [B,N]."""
     longest = max(map(len, rows), default=1)
-    ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], dtype=torch.int64)
-    return {"input_ids": ids.view(-1, longest), "attention_mask": ids.view(-1, longest) != PAD}
+    padded = [[*row, *[PAD] * (longest - len(row))] for row in rows]
+    ids = torch.tensor(padded, dtype=torch.int64).view(-1, longest)
+    return {"input_ids": ids, "attention_mask": ids != PAD}
 
 
-class TextBlock(nn.Module):
-    """Pre-norm transformer block.
+class _Noticed:
+    """Whether something was said already; averaged copies of an encoder share it."""
 
-    The four projections are separate layers and attention is called directly, so that
-    adapters (LoRA) reach each of them in training and in evaluation alike.
+    said = False
+
+    def __deepcopy__(self, memo: object) -> _Noticed:
+        return self
+
+
+class TextTransformer(TextEncoder):
+    """Token embedding + learned positions + transformer blocks; a subclass cuts texts up.
+
+    [pick up the cube pad pad] -> tokens [B,N,D] with their mask
     """
 
-    def __init__(self, config: LanguageConfig) -> None:
-        super().__init__()
-        width, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
-        self.num_heads = config.num_heads
-        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.v_proj, self.o_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Tokens [B,N,D] under ``mask`` bool [B,N] to tokens [B,N,D]."""
-        normed = self.norm_attention(tokens)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (self._split_heads(projection(normed)) for projection in projections)
-        attended = functional.scaled_dot_product_attention(q, k, v, mask[:, None, None])
-        tokens = tokens + self.o_proj(attended.transpose(1, 2).flatten(2))
-        mixed: Tensor = self.mlp(self.norm_mlp(tokens))
-        return tokens + mixed
-
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        heads = tokens.reshape(*tokens.shape[:2], self.num_heads, -1)
-        return heads.transpose(1, 2)
-
-
-class SimpleLanguageEncoder(nn.Module):
-    """Character embedding + learned positions + transformer blocks.
-
-        [t e a m _ pad pad] -> tokens [B,N,D] -> masked mean [B,D]
-
-    Instructions repeat: :meth:`encode` runs each distinct one of a batch once, and
-    while gradients are off keeps the result until a weight changes.
-    """
-
-    def __init__(self, config: LanguageConfig) -> None:
-        super().__init__()
-        self.features, self.max_text_len = config.embed_dim, config.max_text_len
-        self.embedding = nn.Embedding(VOCABULARY_SIZE, config.embed_dim)
+    def __init__(self, config: TextConfig, vocabulary_size: int) -> None:
+        super().__init__(config)
+        self.dim, self.max_text_len = config.embed_dim, config.max_text_len
+        self.embedding = nn.Embedding(vocabulary_size, config.embed_dim)
         self.positions = nn.Embedding(config.max_text_len, config.embed_dim)
-        self.blocks = nn.ModuleList(TextBlock(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.embed_dim, config.num_heads, config.mlp_ratio)
+            for _ in range(config.num_layers)
+        )
         self.norm = nn.LayerNorm(config.embed_dim)
-        self._cache: dict[str, Tensor] = {}
-        self._cached_for: tuple[object, ...] = ()
-        init_text(self)
+        self._cut = _Noticed()
+        init_transformer(self)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """``input_ids`` [B,N] and ``attention_mask`` bool [B,N] to tokens [B,N,D]."""
+        """See :meth:`TextEncoder.forward`."""
         tokens: Tensor = self.embedding(input_ids)
         tokens = tokens + self.positions.weight[: input_ids.shape[1]]
         for block in self.blocks:
@@ -115,56 +107,49 @@ class SimpleLanguageEncoder(nn.Module):
         normed: Tensor = self.norm(tokens)
         return normed
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Instructions to features [B,D]."""
-        if self.training or torch.is_grad_enabled():
-            distinct = list(dict.fromkeys(texts))
-            place = {text: row for row, text in enumerate(distinct)}
-            encoded = self._encode_all(distinct)
-            if len(distinct) == 1:
-                return encoded.expand(len(texts), -1)
-            return encoded[torch.tensor([place[t] for t in texts], device=encoded.device)]
-        self._drop_stale()
-        return torch.stack([self._recall(text) for text in texts])
-
-    def train(self, mode: bool = True) -> SimpleLanguageEncoder:
-        """Switch the mode, and forget what was encoded."""
-        self._cache.clear()
-        return super().train(mode)
-
-    def _encode_all(self, texts: Sequence[str]) -> Tensor:
-        device = self.embedding.weight.device
-        tokens = {k: v.to(device) for k, v in tokenize(texts, self.max_text_len).items()}
-        # A few short texts: casting the weights down costs more than it saves.
-        with torch.autocast(device.type, enabled=False):
-            return forward_text(self, tokens)
-
-    def _recall(self, text: str) -> Tensor:
-        if text not in self._cache:
-            if len(self._cache) >= _CACHE_SIZE:
-                self._cache.clear()
-            # Alone, never padded: its feature does not depend on what it was asked with.
-            self._cache[text] = self._encode_all([text])[0]
-        return self._cache[text]
-
-    def _drop_stale(self) -> None:
-        # In-place copies raise a tensor's version, moves change its address: averaged and
-        # loaded weights are noticed. Fused optimizers raise nothing, but they work in
-        # training mode, and leaving that mode clears the cache.
-        weights = tuple((p._version, p.data_ptr()) for p in self.parameters())
-        if weights != self._cached_for:
-            self._cache.clear()
-            self._cached_for = weights
+    def warn_if_cut(self, length: int, text: str) -> None:
+        """Say once that an instruction has more than ``max_text_len`` tokens."""
+        if length > self.max_text_len and not self._cut.said:
+            self._cut.said = True
+            _LOG.warning(
+                "of instructions only the first %d tokens are read (max_text_len); "
+                "%r has %d and is cut", self.max_text_len, text, length,
+            )  # fmt: skip
 
 
-def build_text_encoder(config: LanguageConfig) -> SimpleLanguageEncoder:
-    """An encoder with fresh weights."""
-    return SimpleLanguageEncoder(config)
+class SimpleLanguageEncoder(TextTransformer):
+    """Reads an instruction character by character; needs no vocabulary."""
+
+    Config = CharacterConfig
+
+    def __init__(
+        self, config: CharacterConfig, statistics: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(config, VOCABULARY_SIZE)
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """See :func:`tokenize`; a text that is too long is cut, with one warning."""
+        for text in texts:
+            self.warn_if_cut(len(text), text)
+        return tokenize(texts, self.max_text_len)
+
+
+def build_text_encoder(
+    config: EncoderConfig, statistics: Mapping[str, Any] | None = None
+) -> TextEncoder:
+    """An encoder with fresh weights, of the kind that ``config.type`` names.
+
+    Args:
+        config: settings.
+        statistics: of the training split; ``words`` in it become the vocabulary of words.
+
+    Raises:
+        RegistryError: there is no such encoder.
+    """
+    return TEXT_ENCODER_REGISTRY.get(config.type)(config, statistics)
 
 
 def forward_text(encoder: nn.Module, tokens: dict[str, Tensor]) -> Tensor:
-    """Features [B,D] of tokenized texts: the mean over the characters that are no padding."""
+    """Features [B,D] of tokenized texts: the mean over the tokens that are no padding."""
     mask = tokens["attention_mask"]
-    encoded: Tensor = encoder(tokens["input_ids"], mask)
-    weights = mask.unsqueeze(-1).to(encoded.dtype)
-    return (encoded * weights).sum(1) / weights.sum(1)
+    return Tokens(encoder(tokens["input_ids"], mask), mask).mean()

@@ -1,23 +1,27 @@
-"""Pictures to features: a small convolutional encoder shared by all cameras.
+"""Pictures to tokens: the default encoder, and how any is built and called.
 
-Shapes: B batch, V cameras, C colours, H W pixels, D features.
+Shapes: B batch, V cameras, C colours, H W pixels, N tokens, D width.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from teamvla.config import Settings
+from teamvla.models.encoders.base import EncoderConfig, VisionBackbone
+from teamvla.models.registries import ENCODER_REGISTRY
 
 _GROUPS = 8
 
 
-class VisionConfig(Settings):
-    """Settings of the convolutional encoder."""
+class ConvConfig(EncoderConfig):
+    """Settings of :class:`ConvEncoder`."""
 
+    type: Literal["cnn"] = Field(default="cnn", description="Four convolutions.")
     width: int = Field(
         default=16,
         ge=8,
@@ -25,7 +29,7 @@ class VisionConfig(Settings):
         description="Channels of the first layer, half of the others'.",
     )
     reduced: int = Field(default=32, ge=1, description="Channels behind the 1x1 convolution.")
-    grid: int = Field(default=8, ge=1, description="Side of the feature map that is flattened.")
+    grid: int = Field(default=8, ge=1, description="Side of the feature map that is kept.")
     features: int = Field(default=128, ge=1, description="Length of a picture's feature vector.")
 
 
@@ -41,43 +45,72 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(maps.float()).to(maps.dtype)
 
 
-class ConvEncoder(nn.Module):
-    """Four convolutions that divide the resolution by 8, then one linear layer.
+class FlattenPooling(nn.Module):
+    """Tokens side by side through one linear layer: each place keeps weights of its own."""
 
-        [B,3,H,W] -> k5 s2 -> k3 s2 -> k3 s2 -> k3 -> 1x1 -> grid x grid -> [B,features]
+    def __init__(self, num_tokens: int, dim: int, features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_tokens * dim, features)
 
-    The places of the feature map stay apart until the linear layer, which keeps where
-    things are; a picture that is not 8 x grid pixels wide is averaged onto the grid.
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[...,N,D] to [...,features]."""
+        return functional.silu(self.linear(tokens.flatten(-2)))
+
+
+class ConvEncoder(VisionBackbone):
+    """Four convolutions that divide the resolution by 8.
+
+        [B,C,H,W] -> k5 s2 -> k3 s2 -> k3 s2 -> k3 -> 1x1 -> grid x grid tokens [B,N,reduced]
+
+    The places of the feature map stay apart, which keeps where things are; a picture that is
+    not 8 x grid pixels wide is averaged onto the grid.
     """
 
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
+    Config = ConvConfig
+
+    def __init__(self, config: ConvConfig, picture: tuple[int, int, int]) -> None:
+        super().__init__(config, picture)
         self.grid, self.features = config.grid, config.features
+        self.dim, self.num_tokens = config.reduced, config.grid**2
         narrow, wide = config.width, 2 * config.width
         self.convolutions = nn.Sequential(
-            nn.Conv2d(3, narrow, 5, 2, 2),
+            nn.Conv2d(picture[0], narrow, 5, 2, 2),
             nn.ReLU(inplace=True),
             *_block(narrow, wide, stride=2),
             *_block(wide, wide, stride=2),
             *_block(wide, wide, stride=1),
             nn.Conv2d(wide, config.reduced, 1),
         )
-        self.linear = nn.Linear(config.reduced * config.grid**2, config.features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scaled pictures [B,3,H,W] to features [B,features]."""
+        """See :meth:`VisionBackbone.forward`; tokens by rows of the grid."""
         maps = self.convolutions(images)
         if maps.shape[-2:] != (self.grid, self.grid):
             maps = functional.adaptive_avg_pool2d(maps, self.grid)
-        return functional.silu(self.linear(maps.flatten(1)))
+        return as_tokens(maps)
+
+    def pooling(self) -> nn.Module:
+        """One linear layer over all places."""
+        return FlattenPooling(self.num_tokens, self.dim, self.features)
 
 
-def build_vision_encoder(config: VisionConfig) -> ConvEncoder:
-    """An encoder with fresh weights."""
-    return ConvEncoder(config)
+def build_vision_encoder(
+    config: EncoderConfig, picture: tuple[int, int, int] = (3, 64, 64)
+) -> VisionBackbone:
+    """An encoder with fresh weights, of the kind that ``config.type`` names.
+
+    Args:
+        config: settings.
+        picture: channels, height and width of the pictures.
+
+    Raises:
+        RegistryError: there is no such encoder.
+        ConfigError: it cannot take such pictures.
+    """
+    return ENCODER_REGISTRY.get(config.type)(config, picture)
 
 
-def forward_vision(encoder: nn.Module, images: Tensor) -> Tensor:
+def forward_vision(encoder: VisionBackbone, images: Tensor) -> Tensor:
     """Encode the pictures of one or several cameras with the same encoder.
 
     Args:
@@ -86,11 +119,11 @@ def forward_vision(encoder: nn.Module, images: Tensor) -> Tensor:
             here, on the encoder's device, so that a quarter of the data is moved.
 
     Returns:
-        [B,D] or [B,V,D].
+        Tokens [B,N,D] or [B,V,N,D].
     """
     flat = images.flatten(0, -4) if images.dim() > 4 else images
-    features: Tensor = encoder(scale_images(flat))
-    return features.reshape(*images.shape[:-3], -1)
+    tokens: Tensor = encoder(scale_images(flat))
+    return tokens.reshape(*images.shape[:-3], *tokens.shape[-2:])
 
 
 def scale_images(images: Tensor) -> Tensor:
@@ -98,6 +131,11 @@ def scale_images(images: Tensor) -> Tensor:
     factor = 2 / 255 if images.dtype == torch.uint8 else 2.0
     floats = images.contiguous(memory_format=torch.channels_last).to(torch.float32)
     return floats.mul_(factor).sub_(1) if images.dtype == torch.uint8 else floats * factor - 1
+
+
+def as_tokens(maps: Tensor) -> Tensor:
+    """Feature maps [B,C,H,W] to tokens [B,H*W,C], row by row."""
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _block(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:

@@ -2,46 +2,72 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from teamvla.models.features import Features
+from teamvla.models.heads.base import (
+    HeadLoss,
+    RegressionConfig,
+    RegressionHead,
+    as_features,
+)
 
 
-class MLPActionHead(nn.Module):
-    """Deterministic head: one action, or a chunk of them, from a feature vector.
+class MLPHeadConfig(RegressionConfig):
+    """Settings of :class:`MLPActionHead`."""
 
-    Args:
-        input_dim: length of the features.
-        action_dim: length of one action.
-        hidden_dim: width of the hidden layers.
-        n_layers: number of hidden layers; 0 leaves a linear map.
-        dropout: rate behind every hidden layer.
-        tanh_output: bound the output to [-1, 1].
-        chunk_size: K, actions per prediction; at 1 the dimension is left out.
+    type: Literal["mlp"] = Field(default="mlp", description="Multi-layer perceptron.")
+    hidden_dim: int = Field(default=256, ge=1, description="Width of the hidden layers.")
+    n_layers: int = Field(default=0, ge=0, description="Hidden layers; 0 is one linear layer.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Rate behind each hidden layer.")
+    tanh_output: bool = Field(
+        default=False, description="Bound the output to [-1, 1], the range that was seen."
+    )
+
+
+class MLPActionHead(RegressionHead):
+    """Deterministic head: the whole chunk at once from the summary.
+
+        summary [B,input] -> (linear -> GELU -> dropout) x n_layers -> linear [B,K*D]
+
+    Without hidden layers it is one linear map: the trunk before it has done the work.
     """
 
-    def __init__(
-        self,
-        input_dim: int,
-        action_dim: int,
-        hidden_dim: int = 256,
-        n_layers: int = 2,
-        dropout: float = 0.1,
-        tanh_output: bool = True,
-        chunk_size: int = 1,
-    ) -> None:
-        super().__init__()
-        self.chunk_size, self.action_dim = chunk_size, action_dim
+    Config = MLPHeadConfig
+    config: MLPHeadConfig
+
+    def __init__(self, input_dim: int, action_dim: int, chunk_size: int = 1, **options: Any):
+        super().__init__(input_dim, action_dim, chunk_size, **options)
+        self.bounded = self.config.tanh_output
         layers: list[nn.Module] = []
-        for _ in range(n_layers):
-            layers += [nn.Linear(input_dim, hidden_dim), nn.GELU(), nn.Dropout(dropout)]
-            input_dim = hidden_dim
-        layers.append(nn.Linear(input_dim, chunk_size * action_dim))
-        if tanh_output:
-            layers.append(nn.Tanh())
+        width, hidden = input_dim, self.config.hidden_dim
+        for _ in range(self.config.n_layers):
+            layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(self.config.dropout)]
+            width = hidden
+        layers.append(nn.Linear(width, self.chunk_size * action_dim))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Features [B,input_dim] to actions [B,action_dim], or [B,K,action_dim] if K > 1."""
-        actions: Tensor = self.layers(features)
-        if self.chunk_size == 1:
-            return actions
-        return actions.reshape(*features.shape[:-1], self.chunk_size, self.action_dim)
+    def finish(self, raw: Tensor) -> Tensor:
+        """See :meth:`RegressionHead.finish`."""
+        finished = super().finish(raw)
+        return finished.where(self.grippers, raw.tanh()) if self.bounded else finished
+
+    def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
+        """See :meth:`ActionHead.loss`."""
+        return self.regression(self._raw(features), target, is_pad)
+
+    def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
+        """See :meth:`ActionHead.sample`; nothing is drawn."""
+        return self.finish(self._raw(features))
+
+    def forward(self, features: Features | Tensor) -> Tensor:  # type: ignore[override]
+        """Features [B,input_dim] to normalised actions [B,action_dim], or [B,K,action_dim]."""
+        return self.squeezed(self.sample(as_features(features)))
+
+    def _raw(self, features: Features) -> Tensor:
+        shape = (features.summary.shape[0], self.chunk_size, self.action_dim)
+        raw: Tensor = self.layers(features.summary)
+        return raw.reshape(shape).float()

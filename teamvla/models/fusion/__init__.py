@@ -1,0 +1,1 @@
+"""Fusion: several modalities to the features that a head acts on."""

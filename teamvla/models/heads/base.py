@@ -1,0 +1,189 @@
+"""What every action head is: it owns its loss and its sampling.
+
+Heads work on normalised actions: what was seen of a joint spans [-1, 1], an open gripper is -1,
+a closed one 1. Shapes: B batch, K chunk, D action.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from teamvla.config import Settings
+from teamvla.models.features import Features
+from teamvla.models.losses import gripper_bce, huber_loss, masked_mean
+
+
+class HeadConfig(Settings):
+    """Settings that all heads share; ``type`` decides whose are the others."""
+
+    type: str = Field(description="Name of the head.")
+
+
+@dataclass(frozen=True)
+class HeadLoss:
+    """What a head lost on a batch.
+
+    Attributes:
+        total: scalar that is minimised, the weighted sum of the parts.
+        parts: scalars for the log, unweighted, by name.
+        predicted: normalised actions [B,K,D] that gradients flow through, or None if the
+            head predicts none while it is trained.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    predicted: Tensor | None = None
+
+
+class ActionHead(nn.Module, ABC):
+    """Features to a chunk of normalised actions.
+
+    Args:
+        input_dim: width of the features.
+        action_dim: D.
+        chunk_size: K. ``horizon`` is accepted too.
+        grippers: places in an action that are grippers, which are open or closed.
+        config: settings; or give them one by one as ``settings``.
+    """
+
+    Config: ClassVar[type[HeadConfig]]
+    #: whether it can only give actions in [-1, 1]
+    bounded: bool = False
+
+    def __init__(
+        self,
+        input_dim: int,
+        action_dim: int,
+        chunk_size: int = 1,
+        *,
+        grippers: Sequence[int] = (),
+        config: Any = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.input_dim, self.action_dim = input_dim, action_dim
+        self.chunk_size = settings.pop("horizon", chunk_size)
+        self.config: Any = self.Config(**settings) if config is None else config
+        self.grippers: Tensor
+        is_gripper = torch.zeros(action_dim, dtype=torch.bool)
+        is_gripper[list(grippers)] = True
+        self.register_buffer("grippers", is_gripper, persistent=False)
+
+    @abstractmethod
+    def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
+        """Loss on demonstrated chunks.
+
+        Args:
+            features: of B observations.
+            target: normalised actions [B,K,D]; what stands in padding changes nothing.
+            is_pad: bool [B,K], True beyond the end of an episode; a chunk's first is never.
+        """
+
+    @abstractmethod
+    def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
+        """Normalised actions [B,K,D], float32.
+
+        Args:
+            features: of B observations.
+            generator: draws the noise of heads that sample. Without one they use the same
+                noise every time: a policy is then a function of what it sees, and a batch
+                gets what its rows would get alone.
+        """
+
+    def forward(
+        self, features: Features | Tensor, target_actions: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """``predicted_actions`` [B,K,D] (no K if it is 1), and given targets also ``loss``."""
+        features = as_features(features)
+        output = {"predicted_actions": self.squeezed(self.sample(features))}
+        if target_actions is not None:
+            target = target_actions.reshape(-1, self.chunk_size, self.action_dim)
+            is_pad = torch.zeros(target.shape[:2], dtype=torch.bool, device=target.device)
+            lost = self.loss(features, target, is_pad)
+            output |= {**lost.parts, "loss": lost.total}
+        return output
+
+    def squeezed(self, actions: Tensor) -> Tensor:
+        """[B,K,D], or [B,D] if K is 1."""
+        return actions.squeeze(1) if self.chunk_size == 1 else actions
+
+    def noise(self, features: Features, generator: Generator | None) -> Tensor:
+        """Standard normal [B,K,D]: fresh ones, or without a generator the same for each row."""
+        rows, device = features.summary.shape[0], features.summary.device
+        if generator is not None:
+            shape = (rows, self.chunk_size, self.action_dim)
+            return torch.randn(shape, generator=generator, device=generator.device).to(device)
+        fixed = torch.Generator().manual_seed(0)
+        one = torch.randn((1, self.chunk_size, self.action_dim), generator=fixed)
+        return one.to(device).expand(rows, -1, -1)
+
+
+class RegressionConfig(HeadConfig):
+    """Settings of heads that predict the actions themselves."""
+
+    loss_type: Literal["huber", "l1", "mse"] = Field(
+        default="huber", description="What is minimised: huber, l1 or mse."
+    )
+    huber_delta: float = Field(
+        default=0.02,
+        gt=0,
+        description="huber: where square turns straight, in normalised units.",
+    )
+    gripper_weight: float = Field(
+        default=0.05, ge=0, description="Weight of the cross-entropy of the grippers."
+    )
+
+
+class RegressionHead(ActionHead):
+    """Base of heads that predict the actions themselves.
+
+    Joints come as they are; a gripper's number is the logit of its being closed.
+    """
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """The network's output [...,D] to normalised actions."""
+        return torch.where(self.grippers, raw.sigmoid() * 2 - 1, raw)
+
+    def regression(self, raw: Tensor, target: Tensor, is_pad: Tensor) -> HeadLoss:
+        """Loss of the network's output [B,K,D].
+
+        loss_type(action) + gripper_weight * BCE(logits of the grippers)
+        """
+        # Slopes of 0 times what stands in padding are no 0 if it is NaN.
+        target = hold_last(target, is_pad)
+        predicted, config = self.finish(raw), self.config
+        parts = {"action": self._distance(predicted, target, is_pad)}
+        if config.gripper_weight and bool(self.grippers.any()):
+            closed = (target[..., self.grippers] + 1) / 2
+            parts["gripper"] = gripper_bce(raw[..., self.grippers], closed, is_pad)
+        total = parts["action"] + config.gripper_weight * parts.get("gripper", 0.0)
+        return HeadLoss(total, parts, predicted)
+
+    def _distance(self, predicted: Tensor, target: Tensor, is_pad: Tensor) -> Tensor:
+        if self.config.loss_type == "huber":
+            return huber_loss(predicted, target, is_pad, self.config.huber_delta)
+        kind = functional.l1_loss if self.config.loss_type == "l1" else functional.mse_loss
+        return masked_mean(kind(predicted, target, reduction="none"), is_pad)
+
+
+def as_features(features: Features | Tensor) -> Features:
+    """Features; a tensor [B,D] becomes the summary and the only token."""
+    return Features.of(features) if isinstance(features, Tensor) else features
+
+
+def hold_last(target: Tensor, is_pad: Tensor) -> Tensor:
+    """Chunks [B,K,D] with the last valid action in place of whatever stands in padding.
+
+    What a network is shown of a target must not depend on what stands there.
+    """
+    last = (~is_pad).sum(1, keepdim=True).sub(1).clamp_min(0)
+    rows = torch.arange(target.shape[1], device=target.device).minimum(last)
+    return target.gather(1, rows.unsqueeze(-1).expand_as(target))

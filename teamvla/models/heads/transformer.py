@@ -1,0 +1,178 @@
+"""Features to actions row by row: each row of a chunk is predicted given those before it.
+
+Shapes: B batch, K chunk, D action, W width of the head, N tokens of the features, C bins.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from teamvla.errors import ConfigError
+from teamvla.models.attention import Attention, KeysValues, TransformerBlock
+from teamvla.models.features import Features
+from teamvla.models.heads.base import HeadLoss, RegressionConfig, RegressionHead, hold_last
+from teamvla.models.initialization import embedding, init_transformer
+from teamvla.models.losses import masked_mean
+
+
+class TransformerHeadConfig(RegressionConfig):
+    """Settings of :class:`TransformerActionHead`."""
+
+    type: Literal["transformer"] = Field(default="transformer", description="Row by row.")
+    output: Literal["continuous", "binned"] = Field(
+        default="continuous",
+        description="continuous: numbers; binned: each a choice among num_bins, by cross-entropy.",
+    )
+    num_bins: int = Field(default=256, ge=2, description="binned: equal parts of [-1, 1].")
+    hidden_dim: int = Field(default=256, ge=1, description="Width of the tokens.")
+    num_heads: int = Field(default=4, ge=1, description="Attention heads; divides hidden_dim.")
+    num_layers: int = Field(default=2, ge=1, description="Transformer blocks.")
+    mlp_ratio: float = Field(default=2.0, gt=0, description="Hidden width of the MLPs / width.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Rate inside each block.")
+    input_noise: float = Field(
+        default=0.3,
+        ge=0,
+        description="Deviation of the noise on the rows before, while it is trained, normalised.",
+    )
+    input_dropout: float = Field(
+        default=0.8,
+        ge=0,
+        lt=1,
+        description="Share of the rows before hidden while it is trained: more drifts less, "
+        "less keeps to one of several ways.",
+    )
+    max_seq_len: int = Field(default=100, ge=1, description="The longest chunk that it takes.")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> TransformerHeadConfig:
+        if self.hidden_dim % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} must divide hidden_dim {self.hidden_dim}")
+        return self
+
+
+class TransformerActionHead(RegressionHead):
+    """Autoregressive head: a token for each row of a chunk, which looks at those before it.
+
+        summary   row 0   row 1 .. row K-2      linear each, + learned positions
+           |        |       |        |
+        causal transformer blocks, each of which also looks at the tokens of the features
+           |        |       |        |
+         row 0    row 1   row 2 .. row K-1      linear: D numbers, or D x C logits
+
+    Trained on the demonstrated rows, all at once; run on its own, one by one, with the keys and
+    values of those before kept. Its own are off, and who trusts them drifts: so in training
+    they carry noise and most are hidden, which keeps the eye on the features (word dropout,
+    Bowman et al. 2015, arXiv 1511.06349). ``binned``
+    tokenises as RT-1 (Brohan et al. 2022, arXiv 2212.06817): the numbers of a row are
+    independent of each other given the rows before, which takes K steps, where a token for each
+    number would take K*D.
+    """
+
+    Config = TransformerHeadConfig
+    config: TransformerHeadConfig
+
+    def __init__(self, input_dim: int, action_dim: int, chunk_size: int = 1, **options: Any):
+        super().__init__(input_dim, action_dim, chunk_size, **options)
+        config = self.config
+        if self.chunk_size > config.max_seq_len:
+            raise ConfigError(
+                "model.head.max_seq_len", f"at least chunk_size {self.chunk_size}",
+                f"{config.max_seq_len}", "Raise it, or predict shorter chunks.",
+            )  # fmt: skip
+        self.binned = self.bounded = config.output == "binned"
+        width = config.hidden_dim
+        self.start, self.previous = nn.Linear(input_dim, width), nn.Linear(action_dim, width)
+        self.positions = embedding(self.chunk_size, width)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, config.num_heads, config.mlp_ratio, config.dropout, input_dim)
+            for _ in range(config.num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, action_dim * (config.num_bins if self.binned else 1))
+        init_transformer(self)
+
+    def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
+        """See :meth:`ActionHead.loss`; of ``binned`` the mean cross-entropy, nats a number."""
+        target = hold_last(target, is_pad)
+        if not self.binned:
+            return self.regression(self.teacher_forced(features, target), target, is_pad)
+        logits = self.teacher_forced(features, self.centres(self.bins(target)))
+        surprise = functional.cross_entropy(
+            logits.flatten(0, 2), self.bins(target).flatten(), reduction="none"
+        ).view_as(target)
+        # No bin stands for what is no number, and it must not pass for one.
+        entropy = masked_mean(surprise.where(target.isfinite(), torch.nan), is_pad)
+        return HeadLoss(entropy, {"action": entropy})
+
+    def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
+        """See :meth:`ActionHead.sample`.
+
+        ``continuous`` draws nothing; ``binned`` draws bins, without a generator it takes the
+        likeliest.
+        """
+        blocks, context = self._blocks, features.tokens
+        seen = [cast(Attention, block.cross).keys_values(context.values) for block in blocks]
+        keys = context.mask[:, None, None]
+        before: list[KeysValues | None] = [None] * len(blocks)
+        token, rows = self.start(features.summary), []
+        for place in range(self.chunk_size):
+            token = (token + self.positions[place]).unsqueeze(1)
+            for depth, block in enumerate(blocks):
+                token, before[depth] = block.step(token, before[depth], seen[depth], keys)
+            rows.append(self._choose(self._read(token)[:, 0], generator))
+            token = self.previous(rows[-1])
+        return torch.stack(rows, 1)
+
+    def teacher_forced(self, features: Features, target: Tensor) -> Tensor:
+        """The network's output for each row given the rows before it in ``target`` [B,K,D].
+
+        Returns:
+            float32 [B,K,D], or logits [B,K,D,C].
+        """
+        start = self.start(features.summary).unsqueeze(1)
+        tokens = torch.cat([start, self._told(target[:, :-1])], 1) + self.positions
+        for block in self._blocks:
+            tokens = block(tokens, context=features.tokens, causal=True)
+        return self._read(tokens)
+
+    def bins(self, actions: Tensor) -> Tensor:
+        """Actions [...] to the bins 0..C-1 they fall into; what is outside [-1, 1], the ends'."""
+        count = self.config.num_bins
+        return ((actions.nan_to_num() + 1) * (count / 2)).floor().clamp(0, count - 1).long()
+
+    def centres(self, bins: Tensor) -> Tensor:
+        """Bins to the numbers in their middles."""
+        return (bins.float() + 0.5) * (2 / self.config.num_bins) - 1
+
+    def _told(self, before: Tensor) -> Tensor:
+        """Tokens of demonstrated rows [B,K-1,D]; in training noisy, and some of them zero."""
+        if self.training:
+            told = torch.rand_like(before[..., :1]) >= self.config.input_dropout
+            # Noise on hidden ones too: those that can be told from others make others trusted.
+            noise = self.config.input_noise * torch.randn_like(before)
+            before = torch.where(told, before, 0.0) + noise
+        tokens: Tensor = self.previous(before)
+        return tokens
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        raw: Tensor = self.output(self.norm(tokens)).float()
+        return raw.reshape(*raw.shape[:2], self.action_dim, -1) if self.binned else raw
+
+    def _choose(self, raw: Tensor, generator: Generator | None) -> Tensor:
+        """The network's output for a row [B,D], or logits [B,D,C], to that row [B,D]."""
+        if not self.binned:
+            return self.finish(raw)
+        if generator is None:
+            return self.centres(raw.argmax(-1))
+        chances = raw.softmax(-1).flatten(0, 1).to(generator.device)
+        drawn = torch.multinomial(chances, 1, generator=generator)
+        return self.centres(drawn.view(raw.shape[:2]).to(raw.device))
+
+    @property
+    def _blocks(self) -> list[TransformerBlock]:
+        return cast(list[TransformerBlock], list(self.blocks))

@@ -1,0 +1,70 @@
+"""What can be chosen by name: policies, heads, encoders and fusions.
+
+Each entry is a class that keeps its settings as ``Config``. A new one is a file with the class
+and one line here, or in a package of its own an entry point of the group named below, or at run
+time ``ACTION_HEAD_REGISTRY["mine"] = MyActionHead``. See docs/models.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from teamvla.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from teamvla.models.encoders.base import TextEncoder, VisionBackbone
+    from teamvla.models.fusion.base import Fusion
+    from teamvla.models.heads.base import ActionHead
+
+MODELS: Registry[type[nn.Module]] = Registry(
+    "model",
+    {
+        "act": "teamvla.models.act_policy:ACTPolicy",
+        "bc": "teamvla.models.bc:BCPolicy",
+        "diffusion_policy": "teamvla.models.diffusion_policy:ContinuousDiffusionPolicy",
+        "msg_passing": "teamvla.models.vla_msgpassing:MsgPassingVLA",
+        "single_brain": "teamvla.models.vla_singlebrain:SingleBrainVLA",
+        "vla": "teamvla.models.vla:VLAPolicy",
+    },
+    "teamvla.models",
+)
+ACTION_HEAD_REGISTRY: Registry[type[ActionHead]] = Registry(
+    "action head",
+    {
+        "mlp": "teamvla.models.heads.mlp:MLPActionHead",
+        "flow": "teamvla.models.heads.flow:FlowMatchingActionHead",
+        "diffusion": "teamvla.models.heads.diffusion:DiffusionActionHead",
+        "gaussian": "teamvla.models.heads.gaussian:GaussianMLPActionHead",
+        "transformer": "teamvla.models.heads.transformer:TransformerActionHead",
+        "act": "teamvla.models.heads.act:ACTActionHead",
+    },
+    "teamvla.action_heads",
+)
+ENCODER_REGISTRY: Registry[type[VisionBackbone]] = Registry(
+    "vision encoder",
+    {
+        "cnn": "teamvla.models.encoders.vision:ConvEncoder",
+        "resnet": "teamvla.models.encoders.resnet:ResNetEncoder",
+        "vit": "teamvla.models.encoders.vit:VisionEncoder",
+    },
+    "teamvla.encoders",
+)
+TEXT_ENCODER_REGISTRY: Registry[type[TextEncoder]] = Registry(
+    "text encoder",
+    {
+        "characters": "teamvla.models.encoders.language:SimpleLanguageEncoder",
+        "words": "teamvla.models.encoders.words:WordEncoder",
+    },
+    "teamvla.text_encoders",
+)
+FUSION_REGISTRY: Registry[type[Fusion]] = Registry(
+    "fusion",
+    {
+        "concat": "teamvla.models.fusion.concat:ConcatFusion",
+        "film": "teamvla.models.fusion.film:FilmFusion",
+        "transformer": "teamvla.models.fusion.transformer:TransformerFusion",
+    },
+    "teamvla.fusions",
+)

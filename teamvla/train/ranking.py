@@ -1,0 +1,104 @@
+"""Which checkpoint is best: rollouts on initial states that nothing else ever uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from teamvla import seeds
+from teamvla.config import Project
+from teamvla.contract import Contract
+from teamvla.errors import ConfigError, ContractError
+from teamvla.evaluation.policies import OnOneThread
+from teamvla.evaluation.suites import Score, Suite, evaluate
+from teamvla.models.base import Policy
+from teamvla.models.losses import LossConfig, require_geometry
+from teamvla.sim import make_env
+from teamvla.sim.tasks import TaskConfig, TwoArmTaskConfig
+from teamvla.train.trainer import TrainerConfig
+
+Scores = dict[str, Score]
+
+
+def ranking_tasks(project: Project) -> list[TaskConfig]:
+    """The tasks whose rollouts rank the checkpoints.
+
+    They are those of the configurations that ``trainer.rollout_tasks`` names, seen by the
+    cameras of section ``task``; what is said of a task in that section itself holds for it.
+
+    Raises:
+        InputError: there is no such configuration.
+        ConfigError: one of them is wrong.
+    """
+    own = project.section("task", TaskConfig)
+    names = project.section("trainer", TrainerConfig).rollout_tasks
+    if names is None:
+        return [own]
+    return [own if name == own.task_name else _task_of(name, own) for name in names]
+
+
+def _task_of(name: str, own: TaskConfig) -> TaskConfig:
+    donor = Project.load(name)
+    task = donor.section("task", TaskConfig)
+    if isinstance(own, TwoArmTaskConfig) and isinstance(task, TwoArmTaskConfig):
+        # The policy sees through one set of cameras, whatever it is asked to do.
+        task = task.model_copy(update={"camera": own.camera})
+    return task
+
+
+def mean_success(scores: Scores) -> float:
+    """The mean of the tasks' success rates, each of as many episodes."""
+    return sum(score.success_rate for score in scores.values()) / len(scores)
+
+
+def rank(
+    weights: Policy,
+    tasks: Sequence[TaskConfig],
+    episodes: int,
+    *,
+    seed: int,
+    epoch: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Scores | None:
+    """The score of each task by its name; None if it was cut short."""
+    actor, scores = OnOneThread(weights.eval()), {}
+    for task in tasks:
+        suite, name = Suite(task, seed, seeds.Domain.SELECT), task.task_name
+        shown = f"{name} rollouts of epoch {epoch}"
+        score = evaluate(suite, lambda env: actor, episodes, name=shown, stop=stop)
+        if score.episodes < episodes:
+            return None
+        scores[name] = score
+    return scores
+
+
+def simulated_contract(task: TaskConfig) -> Contract:
+    """What the numbers of a task's simulator mean."""
+    return make_env(task).contract
+
+
+def require_simulated(project: Project, contract: Contract, shown: Sequence[str]) -> None:
+    """Refuse what cannot be rolled out, naming every setting to change.
+
+    Args:
+        project: configuration of the training.
+        contract: of its data.
+        shown: the tasks in its data.
+
+    Raises:
+        ContractError: the data are another robot's.
+        ConfigError: the data do not show a task that is to be rolled out.
+    """
+    flags = ["--set trainer.rollout_every=0"]
+    try:
+        require_geometry(project.section("loss", LossConfig), contract)
+    except ContractError:
+        flags += ["--set loss.sync=0", "--set loss.collision=0"]
+    mend = f"To train without rollouts: {' '.join(flags)}."
+    for task in ranking_tasks(project):
+        contract.require(simulated_contract(task), "the data", "the simulator", mend)
+        if task.task_name not in shown:
+            raise ConfigError(
+                "task, whose rollouts rank the checkpoints",
+                f"one of the data's: {', '.join(shown)}", task.task_name,
+                f"Give --task {' --task '.join(shown)}. {mend}",
+            )  # fmt: skip
