@@ -4,8 +4,8 @@
 
 First every policy, then every head on single_brain, each with its default configuration and the
 first picture of a handoff. ``chunk`` is the whole of ``predict_action_chunk``, from the
-environment's arrays to actions in radians; ``network`` is encoders, fusion and head alone on
-tensors that are ready (the instruction being known, as in an episode from its second chunk on),
+environment's arrays to actions in radians; ``network`` is ``forward`` alone on tensors that are
+ready (the instruction being known, as in an episode from its second chunk on),
 and ``ratio`` what the rest adds to it. Targets: a chunk takes at most 10 ms, with
 diffusion or flow sampling at most 30 ms.
 """
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from teamvla.config import Project, shipped_configs
@@ -70,11 +71,17 @@ def rows() -> Iterator[tuple[str, str, list[str]]]:
 
 def measured(name: str, policy: Policy, observation: dict[str, Any], calls: int) -> str:
     """A line of the table."""
-    ready = policy._prepare_batch(observation)
+    spaces, contract = policy.spaces, policy.contract
+    images = np.stack([observation[camera.field] for camera in contract.cameras])
+    tensors = {
+        "image": torch.from_numpy(images).permute(0, 3, 1, 2)[None],
+        "state": torch.zeros(1, spaces.state_dim),
+    }
+    ready = {"observations": tensors, "language": [observation["instruction"]]}
 
     @torch.no_grad()
     def network() -> None:
-        policy._sample(policy.encode(ready))
+        policy(ready)
 
     chunk = chunk_milliseconds(lambda: policy.predict_action_chunk(observation), calls)
     bare = chunk_milliseconds(network, calls)

@@ -28,7 +28,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +36,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from inference import chunk_milliseconds
+from results_conditions import CONDITIONS
 from results_tables import tables
 
 import teamvla
@@ -44,15 +44,12 @@ from teamvla.config import Project
 from teamvla.data import find_episodes
 from teamvla.evaluation.baselines import DoNothing, expert
 from teamvla.evaluation.neighbours import NearestNeighbour
-from teamvla.evaluation.policies import PolicyFromCheckpoint
 from teamvla.evaluation.statistics import wilson_interval
-from teamvla.evaluation.suites import OpenActor, Score, Suite, evaluate
+from teamvla.evaluation.suites import OpenActor, Score, Suite, evaluate, seen_alike
 from teamvla.files import read_json, write_json
 from teamvla.interrupts import graceful_stop
 from teamvla.models.loading import load_policy
 from teamvla.record import RecordConfig, Recorder, record
-from teamvla.rollout import Actor, Observation
-from teamvla.sim import RobotEnv
 from teamvla.sim.tasks import TaskConfig
 from teamvla.train.bc_trainer import train
 from teamvla.train.runs import open_run, resume_run, settled, start_run
@@ -61,11 +58,14 @@ from teamvla.train.runs import open_run, resume_run, settled, start_run
 COMMON = ("trainer.threads=1",)
 #: of rows that are compared at equal time: the last weights count, nothing is spent on ranking
 LAST = ("trainer.rollout_every=0",)
-SINGLE: tuple[str, ...] = ()
-MULTI = ("trainer.epochs=16", *LAST)
-MESSAGES = LAST
-FOUR = ("lift", "handoff", "drawer", "sort")
-BOTH_ARMS = ("lift", "handoff")
+#: task -> the shipped recipe of a policy for it alone
+RECIPES = {
+    "lift": "train_bc",
+    "handoff": "train_handoff",
+    "drawer": "train_drawer",
+    "sort": "train_bc",
+}
+FOUR = tuple(RECIPES)
 HEADS = {
     "mlp": ("model.head.type=mlp",),
     "gaussian": ("model.head.type=gaussian",),
@@ -84,12 +84,14 @@ class Row:
     """A policy to train, and what it is asked.
 
     ``minutes`` of processor time decide the epochs, unless it is None. ``asked`` are pairs of
-    a task and a condition of ``CONDITIONS``; ``controls`` are played on every task.
+    a task and a condition of ``CONDITIONS``; ``controls`` are played on every task. ``model`` is
+    a configuration whose policy takes the place of that of ``config``.
     """
 
     about: str
     tasks: tuple[str, ...] = ("lift",)
     config: str = "train_bc"
+    model: str = ""
     overrides: tuple[str, ...] = ()
     minutes: float | None = None
     asked: tuple[tuple[str, str], ...] = ()
@@ -99,59 +101,42 @@ class Row:
     def evaluations(self) -> tuple[tuple[str, str], ...]:
         return tuple((task, "") for task in self.tasks) + self.asked
 
+    def setting(self, task: str) -> TaskConfig:
+        """The task as the configuration has it; one for another task gives its cameras."""
+        project = Project.load(self.config)
+        if project.section("task", TaskConfig).task_name != task:
+            project = seen_alike(Project.load(task), project)
+        return project.section("task", TaskConfig)
+
 
 def _rows() -> dict[str, Row]:
     words = (("sort", "blanked instruction"), ("sort", "other instruction"))
     rows = {
-        task: Row("one task, the default recipe", (task,), overrides=SINGLE, controls=True,
+        task: Row("one task", (task,), config, controls=True,
                   asked=((task, "black pictures"), *(words if task == "sort" else ())))
-        for task in FOUR
+        for task, config in RECIPES.items()
     }  # fmt: skip
-    rows["multi"] = Row("four tasks, chosen by words", FOUR, overrides=MULTI, asked=words)
-    messages = {
+    rows["multi"] = Row("four tasks, chosen by words", FOUR, "train_multi", asked=words)
+    arms = {
         "single_brain": ("one network for both arms", "model/single_brain", ()),
         "msg_passing": ("a network for each arm, messages", "model/msg_passing", ()),
         "cut": ("the same, messages cut", "model/msg_passing", ("model.messages=false",)),
     }
-    for name, (about, config, more) in messages.items():
-        rows[f"messages/{name}"] = Row(about, BOTH_ARMS, config, (*MESSAGES, *more), 15)
+    for task, minutes in (("handoff", 3), ("drawer", 8)):
+        for name, (about, model, more) in arms.items():
+            rows[f"messages_{task}/{name}"] = Row(
+                about, (task,), RECIPES[task], model, (*LAST, *more), minutes
+            )
     for name, choice in HEADS.items():
         rows[f"heads/{name}"] = Row(f"head {name}", overrides=(*LAST, *choice), minutes=5)
     for name in ("bc", "vla", "act", "diffusion_policy"):
-        rows[f"policies/{name}"] = Row(f"policy {name}", ("lift",), f"model/{name}", LAST, 15)
+        rows[f"policies/{name}"] = Row(
+            f"policy {name}", model=f"model/{name}", overrides=LAST, minutes=10
+        )
     return rows
 
 
 ROWS = _rows()
-
-
-@dataclass(frozen=True)
-class Mistold:
-    """Opens a policy that hears of the other colour; picklable."""
-
-    open_actor: OpenActor
-
-    def __call__(self, env: RobotEnv) -> Actor:
-        return _Mishearing(self.open_actor(env))
-
-
-class _Mishearing:
-    def __init__(self, actor: Actor) -> None:
-        self._actor = actor
-        self.reset = actor.reset
-
-    def act(self, observation: Observation) -> Any:
-        swapped = {"red": "blue", "blue": "red"}
-        words = [swapped.get(word, word) for word in observation["instruction"].split(" ")]
-        return self._actor.act({**observation, "instruction": " ".join(words)})
-
-
-CONDITIONS: dict[str, Callable[[Path], OpenActor]] = {
-    "": PolicyFromCheckpoint,
-    "black pictures": partial(PolicyFromCheckpoint, blind=True),
-    "blanked instruction": partial(PolicyFromCheckpoint, deaf=True),
-    "other instruction": lambda path: Mistold(PolicyFromCheckpoint(path)),
-}
 
 
 class Stopped(Exception):
@@ -176,7 +161,7 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             for task in row.tasks:
-                self._demonstrate(task)
+                self._demonstrate(row, task)
             plan = self._plan(folder, row)
             result = _read(folder / "row.json") or {"name": name, **plan}
             if "training" not in result:
@@ -185,18 +170,17 @@ class Bench:
             self._evaluate(folder, row, result)
         if row.controls:
             for task in row.tasks:
-                self._controls(task)
+                self._controls(row, task)
         return result
 
-    def _demonstrate(self, task: str) -> None:
-        folder = self.data / task
+    def _demonstrate(self, row: Row, task: str) -> None:
+        folder = self._root(row, task)
         self.data.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.data / f".{task}.lock"):
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
             if folder.is_dir() and len(list(find_episodes(folder))) >= self.demonstrations:
                 return
-            project = Project.load(task)
-            config = project.section("record", RecordConfig)
-            recorder = Recorder(project.section("task", TaskConfig), config, folder, 0)
+            config = Project.load(row.config).section("record", RecordConfig)
+            recorder = Recorder(row.setting(task), config, folder, 0)
             record(recorder, self.demonstrations, workers=self.workers, stop=self.stop)
         if self.stop():
             raise Stopped
@@ -214,7 +198,7 @@ class Bench:
         if plan is None:
             plan = settings | self._pace(row, self._project(row))
             write_json(folder / "plan.json", plan)
-        elif changed := [key for key in settings if plan[key] != settings[key]]:
+        elif changed := [key for key in settings if plan.get(key) != settings[key]]:
             raise SystemExit(
                 f"{folder} was begun with other settings ({', '.join(changed)}): "
                 "remove it, or choose another --out."
@@ -223,12 +207,20 @@ class Bench:
 
     def _project(self, row: Row) -> Project:
         project = Project.load(row.config)
-        project = project.transplant("task", Project.load(row.tasks[0]))
+        if project.section("task", TaskConfig).task_name != row.tasks[0]:
+            project = project.transplant("task", seen_alike(Project.load(row.tasks[0]), project))
+        if row.model:
+            project = project.transplant("model", Project.load(row.model))
         project = project.override([*COMMON, *row.overrides]).with_session(seed=self.seed)
-        roots = [str(self.data / task) for task in row.tasks]
+        roots = [str(self._root(row, task)) for task in row.tasks]
         # An index in the first root would take the place of that task's own.
         index = str(self.data / ".indexes" / "+".join(row.tasks)) if len(roots) > 1 else None
         return project.replace("dataset", roots=roots, index=index)
+
+    def _root(self, row: Row, task: str) -> Path:
+        """Where demonstrations lie; those seen by other cameras than the task's own, apart."""
+        own = row.setting(task) == Project.load(task).section("task", TaskConfig)
+        return self.data / (task if own else f"{task}-{row.config}")
 
     def _pace(self, row: Row, project: Project) -> dict[str, Any]:
         """``epochs`` and ``ms_per_step`` of processor time, measured on a throwaway training."""
@@ -251,7 +243,7 @@ class Bench:
     def _train(self, folder: Path, row: Row, plan: dict[str, Any]) -> dict[str, Any]:
         where, project = folder / "train", self._project(row)
         project = project.replace("trainer", epochs=plan["epochs"])
-        roots = [str(self.data / task) for task in row.tasks]
+        roots = [str(self._root(row, task)) for task in row.tasks]
         resumed = (where / "config.yaml").exists()
         run = resume_run(where, roots=roots) if resumed else start_run(project, where)
         spent = _read(folder / "sessions.json") or {"wall_s": 0.0, "cpu_s": 0.0}
@@ -275,16 +267,16 @@ class Bench:
                 "steps": run.state.step,
             },
             "parameters": sum(p.numel() for p in run.learner.policy.parameters()),
-            "ms_per_chunk": self._chunk_ms(checkpoint, Project.load(row.tasks[0])),
+            "ms_per_chunk": self._chunk_ms(checkpoint, row.setting(row.tasks[0])),
             "evaluations": {},
             "versions": {"teamvla": teamvla.__version__, "torch": str(torch.__version__),
                          "python": platform.python_version(), "machine": platform.machine()},
         }  # fmt: skip
 
     @staticmethod
-    def _chunk_ms(checkpoint: Path, task: Project) -> float:
+    def _chunk_ms(checkpoint: Path, task: TaskConfig) -> float:
         policy, _ = load_policy(checkpoint)
-        env = Suite(task.section("task", TaskConfig)).open()
+        env = Suite(task).open()
         observation, info = env.reset(seed=0)
         seen = {**observation, "instruction": info["instruction"]}
         took = chunk_milliseconds(lambda: policy.predict_action_chunk(seen), 50)
@@ -297,14 +289,14 @@ class Bench:
             name = f"{task}, {condition}" if condition else task
             if _covers(result["evaluations"].get(name), self.episodes):
                 continue
-            score = self._play(task, CONDITIONS[condition](checkpoint), name)
+            score = self._play(row.setting(task), CONDITIONS[condition](checkpoint), name)
             result["evaluations"][name] = score
             write_json(folder / "row.json", result)
 
-    def _controls(self, task: str) -> None:
+    def _controls(self, row: Row, task: str) -> None:
         path = self.out / "controls" / f"{task}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        nearest = NearestNeighbour(self.data / task)
+        nearest = NearestNeighbour(self._root(row, task))
         actors: dict[str, OpenActor] = {
             "expert": expert, "doing nothing": DoNothing, "nearest neighbour": nearest,
         }  # fmt: skip
@@ -312,11 +304,11 @@ class Bench:
             scores = _read(path) or {}
             for name, actor in actors.items():
                 if not _covers(scores.get(name), self.episodes):
-                    scores[name] = self._play(task, actor, f"{task}, {name}")
+                    scores[name] = self._play(row.setting(task), actor, f"{task}, {name}")
                     write_json(path, scores)
 
-    def _play(self, task: str, actor: OpenActor, name: str) -> dict[str, Any]:
-        suite = Suite(Project.load(task).section("task", TaskConfig), seed=0)
+    def _play(self, task: TaskConfig, actor: OpenActor, name: str) -> dict[str, Any]:
+        suite = Suite(task, seed=0)
         score = evaluate(
             suite, actor, self.episodes, workers=self.workers, name=name, stop=self.stop
         )

@@ -23,7 +23,8 @@ def tables(out: Path, names: Sequence[str], tasks: Sequence[str]) -> str:
     done = {name: data for name, data in done.items() if "training" in data}
     controls = {path.stem: _read(path) for path in sorted((out / "controls").glob("*.json"))}
     parts = [_controls_table(done, controls, tasks), _words_table(done)]
-    parts += [_table(done, start) for start in ("messages", "heads", "policies")]
+    starts = dict.fromkeys(name.partition("/")[0] for name in done if "/" in name)
+    parts += [_table(done, start) for start in starts]
     return "\n\n".join(part for part in parts if part) or "no row is finished"
 
 

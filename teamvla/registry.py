@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from teamvla.errors import ConfigError, RegistryError
+from teamvla.errors import ConfigError, RegistryError, TeamVLAError
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 #: of :mod:`difflib`: names that are less alike are no typing mistakes
 CUTOFF = 0.6
 
@@ -75,10 +77,17 @@ class Registry(Generic[T]):
         kind: what the entries are, for messages (``model``, ``task``).
         builtin: name -> ``module:Class``.
         group: entry-point group in which other packages announce theirs.
+        page: where the documentation tells how.
     """
 
-    def __init__(self, kind: str, builtin: dict[str, str], group: str | None = None) -> None:
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        builtin: dict[str, str],
+        group: str | None = None,
+        page: str | None = None,
+    ) -> None:
+        self.kind, self._page = kind, page
         self._targets: dict[str, str | T] = dict(builtin)
         self._group = group
         self._announced = False
@@ -100,20 +109,48 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         return self.get(name)
 
+    @property
+    def hint(self) -> str:
+        """How an entry of one's own is made known; empty where no page tells it."""
+        if self._page is None:
+            return ""
+        return f"One of your own: an entry point, or register it in Python: {self._page}"
+
     def get(self, name: str) -> T:
-        """The entry called ``name``; RegistryError with a suggestion if there is none."""
+        """The entry called ``name``.
+
+        Raises:
+            RegistryError: there is none, or the module that has it cannot be imported.
+        """
         targets = self._all()
         if name not in targets:
             raise RegistryError(
                 f"{self.kind} {name!r}",
                 "a known name",
-                mend=did_you_mean(name, [*targets]),
+                mend=". ".join(filter(None, [did_you_mean(name, [*targets]), self.hint])),
             )
         target = targets[name]
         if isinstance(target, str):
-            loaded: T = import_object(target)  # type: ignore[assignment]
-            self._targets[name] = target = loaded
+            self._targets[name] = target = self._load(name, target)
         return target
+
+    def _load(self, name: str, target: str) -> T:
+        try:
+            return cast(T, import_object(target))
+        except TeamVLAError:  # such as a package that is missing: it says what to do
+            raise
+        except Exception as error:  # whatever somebody's module does when it is imported
+            expected = f"{target} to be importable"
+            got = told_in_a_line(error)
+            raise RegistryError(f"{self.kind} {name!r}", expected, got) from error
+
+    def loadable(self) -> Iterator[T]:
+        """All entries; one that cannot be imported is left out, with a warning."""
+        for name in self:
+            try:
+                yield self.get(name)
+            except RegistryError as error:
+                _LOG.warning("%s", error)
 
     def names(self) -> list[str]:
         return sorted(self._all())

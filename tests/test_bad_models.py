@@ -360,3 +360,16 @@ def test_a_checkpoint_without_types_is_still_read(project, tmp_path):
     meta = {key: value for key, value in header.meta.items() if key != "format_version"}
     path = write_checkpoint(tmp_path / "a.ckpt", {**meta, "config": config}, arrays)
     assert load_policy(path)[0].config.head.type == "mlp"
+
+
+def test_nan_is_found_in_any_observation_of_floating_numbers():
+    depth = torch.zeros(2, 1, 3, 4, 4)
+    depth[1, 0, 2, 3, 1] = float("nan")
+    batch = {
+        "observations": {"image": torch.zeros(2, 4, dtype=torch.uint8), "depth": depth},
+        "actions": torch.zeros(2, 5, 3),
+        "action_is_pad": torch.zeros(2, 5, dtype=torch.bool),
+        "index": torch.tensor([6, 7]),
+    }
+    with pytest.raises(EpisodeError, match=r"data/a.npz \(step 7\): .* NaN or infinity in depth"):
+        next(sound([batch], lambda index: (Path("data/a.npz"), index)))

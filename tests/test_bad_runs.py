@@ -201,6 +201,14 @@ CHECKPOINTS: dict[str, tuple[Callable[..., Parts], str | None, str | None]] = {
 }  # fmt: skip
 
 
+def unfinished(checkpoint: Path) -> None:
+    """Make it that of a training that was stopped just before its only epoch's end."""
+    header, arrays = read_checkpoint(checkpoint)
+    meta = dict(header.meta)
+    checkpoint.unlink()  # it has other names
+    write_checkpoint(checkpoint, meta | {"state": {**meta["state"], "epoch": 0}}, arrays)
+
+
 def altered(finished: Path, path: Path, kind: str) -> Path:
     header, arrays = read_checkpoint(finished / "checkpoints" / "last.ckpt")
     return write_checkpoint(path, *CHECKPOINTS[kind][0](dict(header.meta), arrays))
@@ -281,6 +289,7 @@ def test_resuming_from_a_strange_checkpoint(refused, finished, tmp_path, kind):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
     altered(finished, tmp_path / "run" / "checkpoints" / "last.ckpt", kind)
+    unfinished(tmp_path / "run" / "checkpoints" / "last.ckpt")
     words, expected = ["train", "--resume", tmp_path / "run"], RESUMES[kind]
     if expected is None:
         assert run([*map(str, words), "-q"]) == 0
@@ -350,6 +359,7 @@ def test_a_run_goes_on_from_another_folder_if_told_where_its_data_are(
     monkeypatch.chdir(lift_root.parent)
     words = ["train", "--data", lift_root.name, "--out", str(tmp_path / "run"), *TRAIN, "-q"]
     assert run(words) == 0
+    unfinished(tmp_path / "run" / "checkpoints" / "last.ckpt")
     monkeypatch.chdir(tmp_path)
     message = refused(2, "train", "--resume", "run")
     assert f"{lift_root.name}: expected the data of run" in message
@@ -384,3 +394,25 @@ def test_closed_streams_change_nothing_else(root, closed):
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert ("ok  1 episodes" in done.stdout) == (closed == "2>&-")
+
+
+def test_resuming_a_finished_run_says_so_and_builds_nothing(finished, capsys, monkeypatch):
+    monkeypatch.setattr("teamvla.train.runs.open_run", None)
+    before = state_of(finished)
+    assert run(["train", "--resume", str(finished), "-q"]) == 0
+    last = finished / "checkpoints" / "last.ckpt"
+    said = capsys.readouterr().out
+    assert said == f"already finished (1 epochs); a longer one starts with --init-from {last}\n"
+    assert state_of(finished) == before
+
+
+def test_weights_of_another_kind_of_model_are_refused_by_its_name(
+    refused, lift_root, finished, tmp_path
+):
+    checkpoint = finished / "checkpoints" / "last.ckpt"
+    words = ["train", "--init-from", checkpoint, "--data", lift_root, "--out", tmp_path / "new"]
+    message = refused(1, *words, "--config", "model/act")
+    assert "expected a model with model.type act, as is configured, got model.type sing" in message
+    assert "Give --set model.type=single_brain" in message
+    message = refused(1, *words, "--set", "model.head.type=gaussian")
+    assert "got model.head.type mlp. Give --set model.head.type=mlp" in message

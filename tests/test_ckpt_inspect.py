@@ -245,3 +245,22 @@ def test_verify_finds_a_flipped_bit(checkpoint, capsys, at):
 )
 def test_tree(value, lines):
     assert list(tree(value)) == lines
+
+
+def test_the_parts_of_the_policy_and_the_tasks_of_its_data_are_a_line_each(tmp_path, capsys):
+    model = {"type": "single_brain", "chunk_size": 16, "head": {"type": "flow"}}
+    model |= {"vision": {"type": "cnn"}, "language": {"type": "words"}}
+    config = META["config"] | {"model": model}
+    meta = META | {"config": config, "tasks": ["drawer", "sort"]}
+    path = write_checkpoint(tmp_path / "best.ckpt", meta, TENSORS)
+    lines = [line.strip() for line in inspect(capsys, path).splitlines()]
+    assert "parts       vision cnn, language words, head flow, chunk 16" in lines
+    assert "data        drawer, sort" in lines
+
+
+@pytest.mark.parametrize("model", [{"type": "mine"}, {"type": "bc", "head": {"type": "mine"}}])
+def test_what_cannot_be_built_here_is_not_sent_to_eval(tmp_path, capsys, model):
+    meta = META | {"config": META["config"] | {"model": model}}
+    path = write_checkpoint(tmp_path / "best.ckpt", meta, TENSORS)
+    assert run(["ckpt-inspect", str(path)]) == 0
+    assert capsys.readouterr().err == ""

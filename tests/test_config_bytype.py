@@ -23,6 +23,7 @@ from teamvla.models.heads.mlp import MLPActionHead, MLPHeadConfig
 from teamvla.models.registries import ACTION_HEAD_REGISTRY, ENCODER_REGISTRY
 from teamvla.models.registry import ModelRegistry
 from teamvla.registry import Registry
+from teamvla.sim.tasks import TaskConfig
 
 
 class MyHeadConfig(MLPHeadConfig):
@@ -308,3 +309,17 @@ def test_composed_policies_are_what_the_annotations_say():
         "language": "text encoder",
         "fusion": "fusion",
     }
+
+
+def test_a_task_of_another_name_replaces_the_one_below(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: train_bc.yaml\ntask: {name: drawer, camera: {wrist: true}}\n")
+    task = Project.load(str(path)).section("task", TaskConfig)
+    assert (task.name, task.camera.wrist, task.max_steps) == ("drawer", True, 300)
+
+
+def test_a_task_of_the_same_name_is_laid_over_the_one_below(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: train_bc.yaml\ntask: {name: lift, max_steps: 99}\n")
+    task = Project.load(str(path)).section("task", TaskConfig)
+    assert (task.max_steps, task.hold_steps) == (99, 5)

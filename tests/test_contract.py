@@ -318,6 +318,9 @@ def test_training_without_geometry_asks_for_other_losses(
     project = project.replace("dataset", roots=[str(tmp_path / "data")])
     with pytest.raises(ContractError, match=r"--set loss\.sync=0 --set loss\.collision=0"):
         bc_trainer.main(project, tmp_path / "run")
+    project = project.override(
+        ["dataset.chunk_size=4", "model.chunk_size=4", "model.execution.n_action_steps=4"]
+    )
     assert not (tmp_path / "run").exists()
     run = bc_trainer.main(project.replace("loss", sync=0, collision=0), tmp_path / "run")
     policy, _ = load_policy(run.checkpoints / "last.ckpt")

@@ -222,7 +222,7 @@ def test_builtins_are_imported_only_when_asked_for():
     assert registry.names() == ["broken", "good"]
     assert "broken" in registry
     assert registry.get("good") is Path
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(RegistryError, match="no_such_module:X to be importable, got ModuleNotF"):
         registry.get("broken")
 
 

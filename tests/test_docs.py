@@ -33,6 +33,7 @@ from teamvla.models.registries import (
     ACTION_HEAD_REGISTRY,
     ENCODER_REGISTRY,
     FUSION_REGISTRY,
+    MODELS,
     TEXT_ENCODER_REGISTRY,
 )
 from teamvla.registry import import_object
@@ -41,8 +42,8 @@ from teamvla.sim.tasks import TASKS, TwoArmTaskConfig
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "README.md"
 FORMATS, CODES_PAGE, PYTHON = (ROOT / "docs" / f"{n}.md" for n in ("formats", "codes", "python"))
-ROBOT, RECORDING, SIMULATION = (
-    ROOT / "docs" / f"{n}.md" for n in ("your_robot", "recording", "simulation")
+ROBOT, RECORDING, SIMULATION, MODELS_PAGE = (
+    ROOT / "docs" / f"{n}.md" for n in ("your_robot", "recording", "simulation", "models")
 )
 DOCS = [ROOT / "README.md", CONFIGS, *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -195,8 +196,6 @@ def shipped(registry: Any) -> list[str]:
 
 
 def test_every_section_and_every_choice_of_its_keys_has_a_table():
-    from teamvla.models import MODELS
-
     chosen = {"task": shipped(TASKS), "model": shipped(MODELS)}
     expected = {
         "top level",
@@ -423,20 +422,22 @@ def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint(small_pro
 
 
 @pytest.mark.parametrize(
-    "page", [PYTHON, FORMATS, ROBOT, RECORDING, SIMULATION], ids=lambda page: page.name
+    "page", [PYTHON, FORMATS, ROBOT, RECORDING, SIMULATION, MODELS_PAGE], ids=lambda page: page.name
 )
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     monkeypatch.chdir(tmp_path)
     # What a page registers is known to it alone.
-    monkeypatch.setattr(TASKS, "_targets", dict(TASKS._targets))
+    for registry in (TASKS, MODELS, ACTION_HEAD_REGISTRY):
+        monkeypatch.setattr(registry, "_targets", dict(registry._targets))
     names: dict[str, Any] = {"__name__": "page"}
     printed = ""
     for block in blocks(page):
         if block.language == "python":
             assert printed == "", f"line {block.line}: the output above is not shown"
             # Empty lines in front make a traceback name the page's own lines.
-            code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+            source = "\n" * (block.line - 1) + block.text
+            code = compile(source, str(page), "exec", dont_inherit=True)
             with redirect_stdout(StringIO()) as stream:
                 exec(code, names)
             printed = stream.getvalue()

@@ -189,6 +189,9 @@ def test_a_checkpoint_is_evaluated_in_its_own_task_or_another(
         def project(self) -> Project:
             return Project.load("lift")
 
+        def tasks(self) -> tuple[str, ...]:
+            return ("lift",)
+
         def __call__(self, env) -> Statue:
             return Statue(env)
 

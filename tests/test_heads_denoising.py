@@ -121,7 +121,7 @@ def test_ddpm_takes_the_steps_of_the_ancestral_sampler(monkeypatch):
     head = make("diffusion", {"sampler": "ddpm"}).eval()
     with torch.no_grad():
         head.denoiser.outputs[-1].weight.mul_(5)  # so that clipping has something to do
-    draws = head.draws(look(2), 11, torch.Generator().manual_seed(2))
+    draws = head.noise(look(2), torch.Generator().manual_seed(2), 11)
     scheduler = DDPMScheduler(
         100, beta_schedule="squaredcos_cap_v2", prediction_type="sample",
         timestep_spacing="trailing", variance_type="fixed_small",
@@ -200,7 +200,7 @@ def test_times_of_flow_matching_follow_their_distribution():
 
 def test_one_step_of_flow_gives_the_estimate_of_the_actions():
     head = make("flow", {"clip_sample": False}).eval()
-    noise = head.draws(look(2), 1, None)[0]
+    noise = head.noise(look(2), None)[0]
     condition, times = head.denoiser.condition(look(2)), head.denoiser.embed(torch.ones(1))
     expected = head.denoiser(noise, times, condition)
     torch.testing.assert_close(head.predict(look(2), 1), expected)
@@ -256,5 +256,5 @@ def test_without_velocity_nothing_moves():
     with torch.no_grad():
         for parameter in head.denoiser.outputs[-1].parameters():
             parameter.zero_()
-    start = head.draws(look(2), 1, None)[0]
+    start = head.noise(look(2), None)[0]
     torch.testing.assert_close(head.sample(look(2)), start)

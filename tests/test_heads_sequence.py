@@ -277,7 +277,7 @@ def test_the_divergence_is_that_of_the_distributions() -> None:
 
 
 def test_the_total_is_the_weighted_sum_of_the_parts() -> None:
-    lost = act(kl_weight=3.0, gripper_weight=0.5).loss(seen(), *chunks())
+    lost = act(kl_weight=3.0, gripper_weight=0.5).train().loss(seen(), *chunks())
     parts = lost.parts
     assert set(parts) == {"action", "gripper", "kl"}
     torch.testing.assert_close(
@@ -285,10 +285,12 @@ def test_the_total_is_the_weighted_sum_of_the_parts() -> None:
     )
 
 
-def test_the_latent_is_drawn_in_training_and_its_mean_in_evaluation() -> None:
+def test_the_latent_is_drawn_in_training_and_zero_in_evaluation() -> None:
     head = act()
-    evaluated = [head.loss(seen(), *chunks()).total for _ in range(2)]
-    assert torch.equal(*evaluated)
+    lost = head.loss(seen(), *chunks())
+    raw = head.decode(seen(), torch.zeros(4, 4))
+    assert torch.equal(lost.total, head.regression(raw, *chunks()).total)
+    assert "kl" in lost.parts
     head.train()
     trained = [head.loss(seen(), *chunks()) for _ in range(2)]
     assert not torch.equal(trained[0].total, trained[1].total)

@@ -124,46 +124,6 @@ for number, (code, old, limits, limit) in enumerate(json.loads(Path("index").rea
     if got != code:
         print("WRONG", number, got)
 print("EVENTS", events)
-watching = True
-exec("1")
-open("proof", "w").close()
-watching = False
-print("PROOF", [event for event, _ in events])
-watching = True
-exec("1")
-open("proof", "w").close()
-watching = False
-print("PROOF", [event for event, _ in events])
-watching = True
-exec("1")
-open("proof", "w").close()
-watching = False
-print("PROOF", [event for event, _ in events])
-watching = True
-exec("1")
-open("proof", "w").close()
-watching = False
-print("PROOF", [event for event, _ in events])
-watching = True
-exec("1")
-open("proof", "w").close()
-watching = False
-print("PROOF", [event for event, _ in events])
-watching = True
-exec("1")
-open("proof", "w").close()
-watching = False
-print("PROOF", [event for event, _ in events])
-watching = True
-exec("1")
-open("proof", "w").close()
-watching = False
-print("PROOF", [event for event, _ in events])
-watching = True
-exec("1")
-open("proof", "w").close()
-watching = False
-print("PROOF", [event for event, _ in events])
 print("GREW", memory("VmHWM") - before)
 watching = True
 exec("1")
@@ -188,14 +148,6 @@ def test_nothing_is_executed_and_memory_stays_small(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "WRONG" not in said, done.stdout
     assert said["EVENTS"] == "[]"
-    assert said["PROOF"] == "['compile', 'exec', 'open']"  # the hook does hear
-    assert said["PROOF"] == "['compile', 'exec', 'open']"  # the hook does hear
-    assert said["PROOF"] == "['compile', 'exec', 'open']"  # the hook does hear
-    assert said["PROOF"] == "['compile', 'exec', 'open']"  # the hook does hear
-    assert said["PROOF"] == "['compile', 'exec', 'open']"  # the hook does hear
-    assert said["PROOF"] == "['compile', 'exec', 'open']"  # the hook does hear
-    assert said["PROOF"] == "['compile', 'exec', 'open']"  # the hook does hear
-    assert said["PROOF"] == "['compile', 'exec', 'open']"  # the hook does hear
     assert said["PROOF"] == "['compile', 'exec', 'open']"  # the hook does hear
     assert int(said["GREW"]) < (_LIMIT + (64 << 20)) >> 10
     assert not (tmp_path / "executed").exists()

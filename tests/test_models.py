@@ -198,9 +198,11 @@ def test_a_stalled_policy_executes_a_whole_chunk():
 def test_unmeasured_gripper_is_taken_from_the_last_command():
     policy, obs = make().eval(), make_observation()
     blind = {name: value for name, value in obs.items() if not name.startswith("grip_q")}
-    assert policy._state_of(blind)[[6, 13]].tolist() == [0, 0]
+    assert policy.contract.measured_state(blind)[[6, 13]].tolist() == [0, 0]
     action = policy.select_action(blind)
-    np.testing.assert_array_equal(policy._state_of(blind)[[6, 13]], action[[6, 13]])
+    again = policy.predict_action_chunk(blind)
+    measured = blind | {f"grip_q_{arm}": action[at] for arm, at in (("a", 6), ("b", 13))}
+    assert torch.equal(policy.predict_action_chunk(measured), again)
 
 
 def test_a_missing_camera_is_named():

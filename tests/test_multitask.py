@@ -112,9 +112,9 @@ def test_the_run_keeps_its_tasks_and_the_first_is_what_eval_plays(trained, capsy
     assert json.loads(capsys.readouterr().out)["task"] == "sort"
 
 
-def test_eval_plays_any_of_the_tasks_of_a_checkpoint(trained, capsys):
+def test_eval_plays_any_of_the_tasks_of_a_checkpoint_through_its_cameras(trained, capsys):
     best = str(trained / "checkpoints" / "best.ckpt")
-    short = ["-n", "1", "--no-pictures", *SIZE, "--set", "task.max_steps=5", "--json", "-q"]
+    short = ["-n", "1", "--no-pictures", "--set", "task.max_steps=5", "--json", "-q"]
     assert run(["eval", best, "--task", "lift", *short]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["task"], answer["trials"][0]["steps"]) == ("lift", 5)

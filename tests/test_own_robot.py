@@ -17,7 +17,8 @@ from teamvla.data import EpisodeWriter
 
 TRAIN = (
     "trainer.epochs=1", "trainer.threads=1", "trainer.precision=fp32", "dataset.batch_size=8",
-    "trainer.log_every=5",
+    "trainer.log_every=5", "dataset.chunk_size=4", "model.chunk_size=4",
+    "model.execution.n_action_steps=4",
 )  # fmt: skip
 
 

@@ -65,15 +65,35 @@ def lost(policy: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     return losses
 
 
+def gradients(policy: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
+    policy.zero_grad()
+    lost(policy, batch)["loss"].backward()
+    return [parameter.grad.clone() for parameter in policy.parameters()]
+
+
+@pytest.mark.parametrize("value", [50.0, float("nan"), float("inf")])
+def test_padding_changes_no_gradient_of_sync_and_collision(value):
+    config = make("single_brain").config
+    policy = build_policy(config, CONTRACT, STATISTICS, LossConfig(geometry_stride=1)).train()
+    batch = make_batch()
+    assert {"sync", "collision"} <= lost(policy, batch).keys()
+    before = gradients(policy, batch)
+    batch["actions"][0, CHUNK // 2 :] = value
+    after = gradients(policy, batch)
+    assert all(slope.isfinite().all() for slope in after)
+    assert all(map(torch.equal, before, after))
+
+
 @pytest.mark.parametrize("value", [50.0, float("nan")])
 @every_head
 @every_policy
 def test_padding_changes_nothing(name, head, value):
     policy, batch = make(name, head).train(), make_batch()
-    before = lost(policy, batch)
+    before, slopes = lost(policy, batch), gradients(policy, batch)
     batch["actions"][0, CHUNK // 2 :] = value
     after = lost(policy, batch)
     assert all(torch.equal(before[part], after[part]) for part in before)
+    assert all(map(torch.equal, slopes, gradients(policy, batch)))
     batch["actions"][0, CHUNK // 2 - 1] += 0.3
     assert not torch.equal(lost(policy, batch)["loss"], before["loss"])
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from teamvla.errors import ConfigError
-from teamvla.models import MODELS, ModelRegistry, register_model
+from teamvla.errors import ConfigError, RegistryError
+from teamvla.models import MODELS, ModelRegistry, PolicyConfig, register_model
 from teamvla.models.bc import BCConfig
 from teamvla.models.vla import VLAConfig
 
@@ -246,7 +246,7 @@ def test_words_have_a_vocabulary(caplog):
         ("vla", {"num_layers": "four"}, "model.vision.num_layers: input should be a valid integer"),
         ("vla", {"patch_size": 24}, "patch_size: expected a divisor of the picture's 128 x 128"),
         ("vla", {"action_horizon": 0}, "model.action_horizon: .*greater than or equal to 1"),
-        ("vla", {"action_dim": 0}, "action_dim: expected at least 1"),
+        ("vla", {"action_dim": 0}, "action_dim: expected a whole number, at least 1"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_parameter_is_said(model, settings, said):
@@ -263,3 +263,59 @@ def test_a_flat_spelling_keeps_the_rest_of_its_section():
 def test_another_type_starts_from_its_own_defaults():
     assert VLAConfig(action_head_type="mlp").head == VLAConfig().head
     assert VLAConfig(action_head_type="diffusion").head.type == "diffusion"
+
+
+# Sections that say only what is different.
+
+
+def test_one_key_of_a_section_keeps_the_other_defaults_of_the_policy():
+    assert VLAConfig(language={"num_layers": 3}).language.embed_dim == 256
+    assert BCConfig(head={"huber_delta": 0.1}).head.loss_type == "mse"
+    assert BCConfig(execution={"stall_steps": 0}).execution.replan_every == 1
+    assert BCConfig(head={"type": "mlp", "n_layers": 1}).head.loss_type == "mse"
+
+
+def test_a_head_type_keeps_what_is_given_beside():
+    head = VLAConfig(action_head_type="diffusion", head={"hidden_dim": 64}).head
+    assert (head.type, head.hidden_dim) == ("diffusion", 64)
+
+
+def test_a_flat_name_over_null_is_said_to_change_nothing(caplog):
+    assert BCConfig(image_embed_dim=24).vision is None
+    assert caplog.text.count("image_embed_dim 24 changes nothing: vision is null") == 1
+
+
+def test_settings_and_a_flat_name_for_one_of_their_keys_are_refused():
+    fusion = type(BCConfig().fusion)(hidden_dim=8)
+    with pytest.raises(ValueError, match=r"another spelling of fusion\.hidden_dim"):
+        BCConfig(fusion=fusion, hidden_dim=16)
+
+
+def test_two_spellings_of_a_key_are_refused():
+    with pytest.raises(ValueError, match="horizon is another spelling of chunk_size"):
+        BCConfig(chunk_size=2, horizon=2)
+
+
+def test_a_misspelt_flat_name_is_answered_with_the_nearest_and_its_argument():
+    with pytest.raises(ConfigError, match=r"^argument hiden_dim: .*mean 'hidden_dim'"):
+        ModelRegistry.create("bc", hiden_dim=8)
+
+
+def test_words_alone_are_statistics():
+    model: Any = ModelRegistry.create(
+        "vla", image_size=32, language={"type": "words"}, statistics={"words": ["go"]}
+    )
+    assert model.language.words == ["go"]
+
+
+def test_a_module_that_is_no_policy_is_refused_where_one_is_needed(monkeypatch):
+    monkeypatch.setattr(MODELS, "_targets", {**MODELS._targets, "mine": nn.Linear})
+    with pytest.raises(RegistryError, match=r"Subclass teamvla\.models\.Policy"):
+        PolicyConfig.choose({"type": "mine"})
+
+
+def test_the_public_names_are_there():
+    import teamvla.models as public
+
+    assert all(getattr(public, name).__name__ == name for name in ("BCPolicy", "VLAPolicy"))
+    assert all(hasattr(public, name) for name in public.__all__)

@@ -16,6 +16,13 @@ from teamvla.cli.tree import cut, inline, printable, tree
 from teamvla.errors import InputError
 
 _DEPTH = 2
+#: of a policy, and the registry that knows each
+PARTS = {
+    "vision": "ENCODER_REGISTRY",
+    "language": "TEXT_ENCODER_REGISTRY",
+    "fusion": "FUSION_REGISTRY",
+    "head": "ACTION_HEAD_REGISTRY",
+}
 _SCHEMA = "teamvla.ckpt-inspect/1"
 
 
@@ -45,7 +52,7 @@ def ckpt_inspect(
         _SCHEMA,
         {**_file_facts(header, verify), "tensors": [_tensor_facts(t) for t in header.tensors]},
         human=lambda style: "\n".join(_overview(header, verify, style)),
-        next_command=f"teamvla eval {shlex.quote(checkpoint)}",
+        next_command=f"teamvla eval {shlex.quote(checkpoint)}" if _installed(header) else None,
     )
 
 
@@ -146,7 +153,9 @@ def _summary(header: Header, verified: bool) -> dict[str, str]:
     return {
         "kind": inline(meta.get("kind", "unknown")),
         "policy": _first(config.get("model"), "type"),
+        "parts": _parts(config.get("model")),
         "task": _first(config.get("task"), "name"),
+        "data": ", ".join(map(printable, map(str, _items(meta, "tasks")))),
         "parameters": f"{sum(t.numel for t in model):,} in {len(model)} tensors",
         "size": f"{_size(header.file_bytes)} ({', '.join(map(printable, sections))})",
         "trained": ", ".join(trained),
@@ -155,6 +164,27 @@ def _summary(header: Header, verified: bool) -> dict[str, str]:
         "manifest": inline(meta.get("manifest_digest") or "")[:16],
         "sha256": f"{header.sha256[:16]} ({'verified' if verified else 'not checked: --verify'})",
     }
+
+
+def _parts(model: Any) -> str:
+    """``vision cnn, language characters, ...``, of those that the model has."""
+    parts = [f"{name} {kind}" for name in PARTS if (kind := _kind(model, name))]
+    chunk = _first(model, "chunk_size")
+    return ", ".join([*parts, f"chunk {chunk}"] if chunk else parts)
+
+
+def _kind(model: Any, name: str) -> str:
+    return _first(model.get(name), "type") if isinstance(model, dict) else ""
+
+
+def _installed(header: Header) -> bool:
+    """Whether everything that the policy is made of has an entry here; nothing is imported."""
+    from teamvla.models import registries
+
+    model = _part(header, "config").get("model")
+    named = {"": registries.MODELS, **{name: getattr(registries, to) for name, to in PARTS.items()}}
+    kinds = {name: _kind(model, name) if name else _first(model, "type") for name in named}
+    return all(not kind or kind in named[name] for name, kind in kinds.items())
 
 
 def _contract(header: Header) -> dict[str, str]:

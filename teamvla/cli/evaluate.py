@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,7 +70,10 @@ def evaluate(
     ] = None,
     seed: Seed = None,
     workers: Workers = None,
-    out: Annotated[Path | None, out_option("a folder beside the checkpoint")] = None,
+    out: Annotated[
+        Path | None,
+        out_option("a folder beside the checkpoint, named after task, seed, number and changes"),
+    ] = None,
     device: Device = None,
     min_success: Annotated[
         float | None,
@@ -93,7 +98,8 @@ def evaluate(
     perturbation alone, it is counted only. Physics that diverges is a failed episode.
     """
     who, project, where = _who(checkpoint, actor, (task, env, config), device, set_)
-    plan = _plan(who, project, where, checkpoint, actor, perturb, episodes, seed, workers, out)
+    asked = {"config": config, "env": env, "perturb": perturb or [], "overrides": set_ or []}
+    plan = _plan(who, project, where, checkpoint, actor, asked, episodes, seed, workers, out)
     if not pictures:
         plan = replace(plan, pictures=0)
     with graceful_stop() as stop:
@@ -187,7 +193,7 @@ class Plan:
 
 def _plan(
     who: OpenActor, project: Project, where: Project, checkpoint: Path | None, actor: str | None,
-    perturb: list[str] | None, episodes: int | None, seed: int | None, workers: int | None,
+    asked: dict[str, Any], episodes: int | None, seed: int | None, workers: int | None,
     out: Path | None,
 ) -> Plan:  # fmt: skip
     from teamvla.evaluation.suites import EvaluationConfig, Suite
@@ -195,16 +201,24 @@ def _plan(
 
     config = project.section("evaluation", EvaluationConfig)
     suite = Suite(where.section("task", TaskConfig), 0 if seed is None else seed)
-    changes = _changes(perturb or [], suite)
+    changes = _changes(asked["perturb"], suite)
     episodes, name = episodes or config.episodes, suite.task.task_name
     if out is None and checkpoint is not None:
-        out = checkpoint.parent / f"eval_{checkpoint.stem}_{name}_s{suite.seed}_n{episodes}"
+        stem = f"eval_{checkpoint.stem}_{name}_s{suite.seed}_n{episodes}"
+        out = checkpoint.parent / f"{stem}{_mark(asked)}"
     folder = None if out is None else check_folder(out)
     facts: dict[str, Any] = {"checkpoint": str(checkpoint) if checkpoint else None, "actor": actor}
-    facts |= {"task": name, "seed": suite.seed}
+    facts |= {"task": name, "seed": suite.seed, **asked}
     return Plan(
         who, suite, changes, episodes, workers or config.workers, config.pictures, folder, facts
     )
+
+
+def _mark(asked: dict[str, Any]) -> str:
+    """What tells an evaluation under other settings from the plain one of the same task."""
+    if not any(asked.values()):
+        return ""
+    return "_" + sha256(json.dumps(asked, sort_keys=True).encode("utf-8")).hexdigest()[:6]
 
 
 def _who(
@@ -230,8 +244,32 @@ def _who(
     on = str(resolve_device("cpu" if device is None else device))
     policy = PolicyFromCheckpoint(checkpoint, on, tuple(set_ or ()))
     project = policy.project()
-    own = all(choice is None for choice in chosen)
-    return policy, project, project if own else load_task(*chosen, set_)
+    where = _where(project, chosen, set_)
+    _warn_of_unseen_task(policy.tasks(), where)
+    return policy, project, where
+
+
+def _where(
+    project: Project, chosen: tuple[str | None, str | None, str | None], set_: list[str] | None
+) -> Project:
+    """The configuration of the task that a checkpoint's policy is asked to do.
+
+    A task that is named alone is seen through the policy's own cameras.
+    """
+    from teamvla.evaluation.suites import seen_alike
+
+    task, env, config = chosen
+    if env is not None or config is not None:
+        return load_task(*chosen, set_)
+    return project if task is None else seen_alike(load_task(*chosen), project).override(set_ or ())
+
+
+def _warn_of_unseen_task(shown: Sequence[str], where: Project) -> None:
+    from teamvla.sim.tasks import TaskConfig
+
+    name = where.section("task", TaskConfig).task_name
+    if shown and name not in shown:
+        LOG.warning("the policy never saw the task %s: its data show %s", name, ", ".join(shown))
 
 
 def _changes(asked: list[str], suite: Suite) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from teamvla.errors import ConfigError, RegistryError
+from teamvla.errors import ConfigError, InputError, RegistryError
 from teamvla.seeds import MAX_SEED
 
 if TYPE_CHECKING:
@@ -132,6 +132,25 @@ def load_task(
     else:
         _require_settings(name, project)
     return project
+
+
+def require_tasks(names: Sequence[str]) -> None:
+    """Refuse a name that is no configured task, nor a file, naming the tasks alone.
+
+    Raises:
+        InputError: with the nearest of them.
+    """
+    from teamvla.config import shipped_configs
+    from teamvla.registry import did_you_mean
+    from teamvla.sim.tasks import TASKS
+
+    shipped = shipped_configs()
+    for name in names:
+        if name.removesuffix(".yaml") not in shipped and not Path(name).is_file():
+            known = did_you_mean(name, [task for task in shipped if task in TASKS])
+            raise InputError(
+                f"--task {name}", "a task, or a file that configures one", "neither", known
+            )
 
 
 def _require_task_of(config: str, project: Project) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,12 +17,14 @@ from teamvla.cli.options import (
     command_line,
     load_project,
     out_option,
+    require_tasks,
     stands_alone,
 )  # fmt: skip
 from teamvla.interrupts import graceful_stop
 
 if TYPE_CHECKING:
     from teamvla.train.runs import Run
+    from teamvla.train.trainer import TrainingState
 
 
 def train(
@@ -58,7 +60,7 @@ def train(
     from teamvla.sim.tasks import TaskConfig
     from teamvla.train import bc_trainer
     from teamvla.train.ranking import simulated_contract
-    from teamvla.train.runs import resume_run, start_run
+    from teamvla.train.runs import finished_state, resume_run, start_run
 
     with graceful_stop() as stop:
         if resume is not None:
@@ -68,8 +70,11 @@ def train(
                 {"--out": out, "--task": task, "--config": config, "--seed": seed,
                  "--init-from": init_from, "--set": set_},
             )  # fmt: skip
+            if (state := finished_state(resume)) is not None:
+                return _already_finished(resume, state)
             run = resume_run(resume, device, data)
         else:
+            require_tasks(task or ())
             first, ranked = (task[0], _ranked_by(task)) if task else (None, [])
             project = load_project(
                 config or "train_bc", [*ranked, *(set_ or ())], first, seed=seed, device=device
@@ -79,22 +84,55 @@ def train(
         finished = bc_trainer.train(run, stop=lambda: bool(stop))
     best = run.checkpoints / "best.ckpt"
     simulated = simulated_contract(run.project.section("task", TaskConfig))
-    own_robot = run.learner.policy.contract.diff(simulated)
-    measure = command_line("ckpt-inspect" if own_robot else "eval", best)
+    own_robot = bool(run.learner.policy.contract.diff(simulated))
+    measure = _measure(best, run, own_robot)
     again = command_line("train", resume=run.folder, device=device, data=data if resume else None)
     return Result(
         "teamvla.train/1",
-        {
-            "run": str(run.folder),
-            "best": str(best) if best.exists() else None,
-            "last": str(run.checkpoints / "last.ckpt"),
-            "finished": finished,
-            "state": run.state.to_dict(),
-        },
+        _data(run.folder, finished, run.state),
         human=lambda style: _text(style, run, finished),
         next_command=measure if finished else again,
         exit_code=0 if finished else stop.exit_code,
     )
+
+
+def _measure(best: Path, run: Run, own_robot: bool) -> str:
+    """What to do with the best checkpoint: play what its data show, or look at it."""
+    from teamvla.sim.tasks import TASKS, TaskConfig
+
+    shown = run.meta["tasks"]
+    configured = run.project.section("task", TaskConfig).task_name
+    known = [name for name in shown if name in TASKS]
+    if own_robot or (configured not in shown and not known):
+        return command_line("ckpt-inspect", best)
+    return command_line("eval", best, task=None if configured in shown else known[0])
+
+
+def _already_finished(folder: Path, state: TrainingState) -> Result:
+    """The answer to resuming what has ended."""
+    from teamvla.train.journal import MetricsJournal
+
+    MetricsJournal(folder / "metrics.jsonl").rewind(state.step)  # as any resume mends it
+    best, last = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    said = f"already finished ({state.epoch} epochs); a longer one starts with --init-from {last}"
+    return Result(
+        "teamvla.train/1",
+        _data(folder, finished=True, state=state),
+        human=said,
+        next_command=command_line("ckpt-inspect", best if best.exists() else last),
+    )
+
+
+def _data(folder: Path, finished: bool, state: TrainingState) -> dict[str, Any]:
+    checkpoints = folder / "checkpoints"
+    best = checkpoints / "best.ckpt"
+    return {
+        "run": str(folder),
+        "best": str(best) if best.exists() else None,
+        "last": str(checkpoints / "last.ckpt"),
+        "finished": finished,
+        "state": state.to_dict(),
+    }
 
 
 def _ranked_by(tasks: list[str]) -> list[str]:

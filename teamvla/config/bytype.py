@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import PydanticCustomError, PydanticKnownError, core_schema
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, core_schema
 
 from teamvla.config.settings import Settings
+from teamvla.errors import RegistryError
 from teamvla.registry import Registry
 
 
@@ -27,7 +29,14 @@ class ByType:
         self.registry, self.default, self.optional = registry, default, optional
 
     def settings_of(self, data: Any) -> type[Settings] | None:
-        """The class of settings that plain data are for; None if they name nothing known."""
+        """The class of settings that plain data are for; None if they name nothing usable."""
+        try:
+            return self._chosen(data)
+        except RegistryError:
+            return None
+
+    def _chosen(self, data: Any) -> type[Settings] | None:
+        """The same, but RegistryError if what they name cannot be imported."""
         name = data.get("type", self.default) if isinstance(data, dict) else self.default
         if not isinstance(name, str) or name not in self.registry:
             return None
@@ -45,7 +54,7 @@ class ByType:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        kinds = dict.fromkeys(self.registry.get(name).Config for name in self.registry)
+        kinds = dict.fromkeys(entry.Config for entry in self.registry.loadable())
         choices = [handler(kind.__pydantic_core_schema__) for kind in kinds]
         return {"anyOf": [*choices, *[{"type": "null"}] * self.optional]}
 
@@ -56,13 +65,27 @@ class ByType:
             return self._require_entry(value)
         if not isinstance(value, dict):
             raise PydanticCustomError("settings", "expected keys and values")
-        kind = self.settings_of(value)
+        try:
+            kind = self._chosen(value)
+        except RegistryError as error:
+            raise ValueError(str(error)) from None
         if kind is None:
-            tags = ", ".join(f"'{name}'" for name in self.registry)
-            tag = str(value.get("type"))
-            context = {"discriminator": "'type'", "tag": tag, "expected_tags": tags}
-            raise PydanticKnownError("union_tag_invalid", context)
+            raise self._no_such_choice(str(value.get("type")))
         return kind.model_validate({"type": self.default, **value})
+
+    def _no_such_choice(self, name: str) -> PydanticCustomError:
+        """As pydantic says it of a union, and how one's own is made known."""
+        tags = ", ".join(f"'{known}'" for known in self.registry)
+        return PydanticCustomError(
+            "union_tag_invalid",
+            "no such type '{tag}', known are {expected_tags}. {hint}",
+            {
+                "discriminator": "'type'",
+                "tag": name,
+                "expected_tags": tags,
+                "hint": self.registry.hint,
+            },
+        )
 
     def _require_entry(self, settings: Settings) -> Settings:
         kind = self.settings_of({"type": getattr(settings, "type", None)})
@@ -70,3 +93,30 @@ class ByType:
             context = {"kind": self.registry.kind}
             raise PydanticCustomError("settings", "expected settings of a known {kind}", context)
         return settings
+
+
+def over_defaults(data: Any, kind: type[Settings]) -> Any:
+    """Settings whose sections say only what is different; for a ``before`` validator.
+
+    A section that names no ``type``, or that of its default in ``kind``, is laid over this
+    default: one key of it does not reset the others to what the section's class has.
+    """
+    if not isinstance(data, dict):
+        return data
+    fields = kind.model_fields
+    return {
+        name: _over_default(value, fields[name]) if name in fields else value
+        for name, value in data.items()
+    }
+
+
+def _over_default(value: Any, field: FieldInfo) -> Any:
+    default = field.default
+    if not (isinstance(value, dict) and isinstance(default, Settings)):
+        return value
+    kind = getattr(default, "type", None)
+    if value.get("type", kind) != kind:
+        return value
+    given = {name for name, keys in default.spellings(value).items() if keys}
+    below = default.model_dump(exclude_defaults=True, exclude=given)
+    return {**below, **value} if kind is None else {**below, "type": kind, **value}

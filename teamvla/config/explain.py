@@ -32,13 +32,14 @@ def explain(
         where = ".".join(map(str, (*at, *loc)))
         if kind == "extra_forbidden":
             text = f"{key}: error: unknown key '{where}'"
-            yield text + unknown_name(str(loc[-1]), [*getattr(around, "model_fields", {})])
+            yield text + unknown_name(str(loc[-1]), _keys_of(around))
         elif kind in {"missing", "union_tag_not_found"}:
             yield f"{key}: error: missing key '{where}'"
         elif kind == "union_tag_invalid":
             known = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
             text = f"{value}: error: {where}: no such choice, got {context['tag']!r}"
-            yield text + unknown_name(str(context["tag"]), known)
+            hint = f". {context['hint']}" if context.get("hint") else ""
+            yield text + unknown_name(str(context["tag"]), known) + hint
         else:
             yield _wrong_value(value, detail, where)
 
@@ -62,6 +63,11 @@ def _abbreviated(name: str, known: list[str]) -> list[str]:
     words = name.split("_")
     initials = "".join(word[:1] for word in words)
     return [k for k in known if k in words or k == initials]
+
+
+def _keys_of(kind: Any) -> list[str]:
+    """What may stand in settings of this type; nothing if they are none."""
+    return kind.known_keys() if isinstance(kind, type) and issubclass(kind, Settings) else []
 
 
 def _wrong_value(mark: Mark, detail: ErrorDetails, where: str) -> str:
@@ -129,5 +135,7 @@ def _inside(kind: Any, part: str | int, data: Any) -> Any:
     field = getattr(kind, "model_fields", {}).get(part)
     if field is None:
         return None
+    if isinstance(data, dict) and "type" not in data and hasattr(field.default, "type"):
+        data = {**data, "type": field.default.type}
     chosen = (note for note in field.metadata if isinstance(note, ByType))
     return next((note.settings_of(data) for note in chosen), field.annotation)

@@ -132,17 +132,17 @@ def parse_override(item: str) -> Source:
     return Source(data, marks)
 
 
-#: sections in which what ``type`` names has keys of its own, on every level
-_BY_TYPE = ("model",)
+#: sections in which what a key names has keys of its own -> that key
+_SELECTORS = {"model": "type", "task": "name"}
 
 
 def merge(lower: Source, upper: Source) -> Source:
     """``upper`` laid over ``lower``: mappings merge key by key, everything else is replaced.
 
     Keys that are numbers, over a list, are places in it: ``transforms.0.pixels``. Inside
-    ``model`` a mapping that names another ``type`` than the one below replaces it whole: the
-    keys of one head mean nothing to another. One that names none below is kept: no key that
-    was set is lost in silence.
+    ``model`` a mapping that names another ``type`` than the one below replaces it whole, and
+    so does a ``task`` of another ``name``: the keys of one head mean nothing to another. One
+    that names none below is kept: no key that was set is lost in silence.
     """
     marks = dict(lower.marks)
     data = _merge_data(lower.data, upper.data, (), marks)
@@ -171,10 +171,11 @@ def _merge_data(
 
 
 def _is_another(at: Address, below: Any, value: Any) -> bool:
-    """Whether a mapping is for another ``type`` than the one below it."""
-    if at[0] not in _BY_TYPE or not (isinstance(below, dict) and isinstance(value, dict)):
+    """Whether a mapping is for something else by name than the one below it."""
+    key = _SELECTORS.get(str(at[0]))
+    if key is None or not (isinstance(below, dict) and isinstance(value, dict)):
         return False
-    return {"type"} <= below.keys() & value.keys() and below["type"] != value["type"]
+    return key in below and key in value and below[key] != value[key]
 
 
 def _are_places(value: Any, count: int) -> bool:

@@ -196,6 +196,33 @@ class Contract(Settings):
         pairs = zip(self.action_signals, parts[len(self.arms) :], strict=True)
         return fields | {signal.field: signal.typed(part) for signal, part in pairs}
 
+    def measured_state(
+        self, observation: Mapping[str, Any], last: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """The joined state float32[D] of an observation: each arm's joints and opening.
+
+        Where an opening is not measured it is that of ``last``, the joined command before
+        this observation; without one 0, open.
+
+        Raises:
+            ContractError: joints are missing, or more or fewer than the contract's.
+        """
+        import numpy as np
+
+        parts: list[NDArray[Any]] = []
+        for arm, gripper in zip(self.arms, self.grippers, strict=True):
+            commanded = 0.0 if last is None else last[gripper]
+            if f"q_{arm.name}" not in observation:
+                fields = ", ".join(sorted(observation))
+                raise ContractError("observation", f"field 'q_{arm.name}'", fields)
+            opening = observation.get(f"grip_q_{arm.name}", commanded)
+            joined = np.append(observation[f"q_{arm.name}"], opening).astype(np.float32)
+            if joined.shape != (arm.num_joints + 1,):
+                expected = f"{arm.num_joints} joints and a gripper of arm {arm.name!r}"
+                raise ContractError("observation", expected, f"{joined.size} numbers")
+            parts.append(joined)
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
     def recorded_command(self, fields: Mapping[str, Any], step: int) -> list[NDArray[Any]]:
         """The parts of the command in row ``step`` of stacked fields.
 

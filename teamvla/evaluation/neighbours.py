@@ -153,22 +153,12 @@ class _Imitator:
 
     def act(self, observation: Observation) -> Sequence[np.ndarray]:
         if self._at >= len(self._commands):
-            state = _state_of(self._memory.contract, observation, self._last)
+            state = self._memory.contract.measured_state(observation, self._last)
             row = self._memory.nearest(state, observation)
             self._commands, self._at = self._memory.commands(row), 0
         self._last = self._commands[self._at]
         self._at += 1
         return self._memory.contract.split_command(self._last)
-
-
-def _state_of(contract: Contract, observation: Observation, last: Array | None) -> Array:
-    """Measured state [S]; where the opening is not measured, the last commanded one."""
-    parts: list[Any] = []
-    for arm, gripper in zip(contract.arms, contract.grippers, strict=True):
-        commanded = 0.0 if last is None else last[gripper]
-        opening = observation.get(f"grip_q_{arm.name}", commanded)
-        parts += [np.ravel(observation[f"q_{arm.name}"]), np.ravel(opening)]
-    return np.concatenate(parts).astype(np.float32)
 
 
 def _shrunk(images: NDArray[np.uint8], side: int) -> Array:

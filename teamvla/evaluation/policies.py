@@ -54,6 +54,11 @@ class PolicyFromCheckpoint:
             )  # fmt: skip
         return project
 
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks in its training data; empty if the checkpoint does not tell."""
+        tasks = read_header(self.path).meta.get("tasks")
+        return tuple(map(str, tasks)) if isinstance(tasks, list) else ()
+
     def __call__(self, env: RobotEnv) -> Actor:
         """The policy; ContractError if it means something else than ``env`` by its numbers."""
         policy, _ = load_policy(self.path, self.device)

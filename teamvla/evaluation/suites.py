@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from teamvla import seeds
-from teamvla.config import Settings
+from teamvla.config import Project, Settings
 from teamvla.errors import SimulationError
 from teamvla.evaluation.statistics import show_rate, wilson_interval
 from teamvla.logs import progress
@@ -22,7 +22,7 @@ from teamvla.rollout import Actor, Observation, Tick, rollout, run_episodes
 from teamvla.sim import RobotEnv, make_env
 from teamvla.sim.interface import Expert
 from teamvla.sim.perturbations import perturbed
-from teamvla.sim.tasks import TaskConfig
+from teamvla.sim.tasks import TaskConfig, TwoArmTaskConfig
 
 LOG = logging.getLogger(__name__)
 #: makes the actor that plays in one worker's environment; picklable if workers > 1
@@ -189,6 +189,17 @@ class _Watched:
             LOG.debug("the actor could not go on", exc_info=True)
             raise
         self.broken = False
+
+
+def seen_alike(other: Project, project: Project) -> Project:
+    """``other`` with its task seen through the cameras of ``project``'s, where both have them.
+
+    A policy sees through one set of cameras, whatever it is asked to do.
+    """
+    own, task = (each.section("task", TaskConfig) for each in (project, other))
+    if isinstance(own, TwoArmTaskConfig) and isinstance(task, TwoArmTaskConfig):
+        return other.replace("task", camera=own.camera.model_dump(mode="json"))
+    return other
 
 
 def evaluate(

@@ -6,8 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from teamvla.models.act_policy import ACTConfig, ACTPolicy
     from teamvla.models.base import Policy, PolicyConfig, build_policy
+    from teamvla.models.bc import BCConfig, BCPolicy
     from teamvla.models.chunking import ActionChunker, ExecutionConfig
+    from teamvla.models.diffusion_policy import ContinuousDiffusionPolicy, DiffusionPolicyConfig
+    from teamvla.models.features import Features, Tokens
+    from teamvla.models.heads.base import ActionHead
     from teamvla.models.losses import LossConfig
     from teamvla.models.registries import (
         ACTION_HEAD_REGISTRY,
@@ -17,9 +22,26 @@ if TYPE_CHECKING:
         TEXT_ENCODER_REGISTRY,
     )
     from teamvla.models.registry import ModelRegistry, register_model
+    from teamvla.models.spaces import Spaces
+    from teamvla.models.vla import VLAConfig, VLAPolicy
+    from teamvla.models.vla_msgpassing import MsgPassingConfig, MsgPassingVLA
     from teamvla.models.vla_singlebrain import SingleBrainConfig, SingleBrainVLA
 
 _HOME = {
+    "BCPolicy": "bc",
+    "BCConfig": "bc",
+    "VLAPolicy": "vla",
+    "VLAConfig": "vla",
+    "MsgPassingVLA": "vla_msgpassing",
+    "MsgPassingConfig": "vla_msgpassing",
+    "ACTPolicy": "act_policy",
+    "ACTConfig": "act_policy",
+    "ContinuousDiffusionPolicy": "diffusion_policy",
+    "DiffusionPolicyConfig": "diffusion_policy",
+    "ActionHead": "heads.base",
+    "Features": "features",
+    "Tokens": "features",
+    "Spaces": "spaces",
     "ACTION_HEAD_REGISTRY": "registries",
     "ENCODER_REGISTRY": "registries",
     "FUSION_REGISTRY": "registries",
@@ -43,14 +65,28 @@ __all__ = [
     "FUSION_REGISTRY",
     "MODELS",
     "TEXT_ENCODER_REGISTRY",
+    "ACTConfig",
+    "ACTPolicy",
     "ActionChunker",
+    "ActionHead",
+    "BCConfig",
+    "BCPolicy",
+    "ContinuousDiffusionPolicy",
+    "DiffusionPolicyConfig",
     "ExecutionConfig",
+    "Features",
     "LossConfig",
     "ModelRegistry",
+    "MsgPassingConfig",
+    "MsgPassingVLA",
     "Policy",
     "PolicyConfig",
     "SingleBrainConfig",
     "SingleBrainVLA",
+    "Spaces",
+    "Tokens",
+    "VLAConfig",
+    "VLAPolicy",
     "build_policy",
     "register_model",
 ]

@@ -34,22 +34,37 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(source, width)
         self.v_proj, self.o_proj = nn.Linear(source, width), nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
         """Queries [B,N,D] that look at a context [B,M,D] to [B,N,D].
 
         Args:
             mask: bool, broadcast to [B,1,N,M]; False is not looked at. None: all is.
+            causal: N is M, and a query looks at those up to its own place; without ``mask``.
         """
-        return self.attend(queries, self.keys_values(context), mask)
+        return self.attend(queries, self.keys_values(context), mask, causal=causal)
 
     def keys_values(self, context: Tensor) -> KeysValues:
         """Of a context [B,M,D] what :meth:`attend` needs, for whoever looks at it repeatedly."""
         return self._split(self.k_proj(context)), self._split(self.v_proj(context))
 
-    def attend(self, queries: Tensor, seen: KeysValues, mask: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        queries: Tensor,
+        seen: KeysValues,
+        mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
         """As :meth:`forward`, with the context as keys and values."""
         q = self._split(self.q_proj(queries))
-        attended = _scaled_dot_product(q, *seen, mask)
+        attended = _scaled_dot_product(q, *seen, mask, causal)
         mixed: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return mixed
 
@@ -58,12 +73,15 @@ class Attention(nn.Module):
         return heads.transpose(1, 2)
 
 
-def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    attention = functional.scaled_dot_product_attention
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return functional.scaled_dot_product_attention(q, k, v, mask)
+        return attention(q, k, v, mask, is_causal=causal)
     # On a CPU its backward pass is up to eight times slower in bf16 than in float32.
     with torch.autocast("cpu", enabled=False):
-        full = functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask)
+        full = attention(q.float(), k.float(), v.float(), mask, is_causal=causal)
     return full.to(q.dtype)
 
 
@@ -114,11 +132,12 @@ class TransformerBlock(nn.Module):
         """
         normed = self.norm_attention(tokens)
         seen = None if mask is None else mask[:, None, None]
-        if causal:
+        if causal and seen is not None:
             length = tokens.shape[1]
             before = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-            seen = before if seen is None else seen & before
-        tokens = tokens + self.dropout(self.attention(normed, normed, seen))
+            seen = seen & before
+        alone = causal and seen is None  # without a mask the kernels need none for it either
+        tokens = tokens + self.dropout(self.attention(normed, normed, seen, causal=alone))
         if self.cross is not None and context is not None:
             normed, keys = self.norm_cross(tokens), context.mask[:, None, None]
             tokens = tokens + self.dropout(self.cross(normed, context.values, keys))

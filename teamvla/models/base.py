@@ -6,31 +6,33 @@ Shapes: B batch, K chunk, V cameras, A arms, D joined vector (each arm's joints,
 from __future__ import annotations
 
 import builtins
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, TypeGuard, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 from torch import Generator, Tensor, nn
 
 from teamvla.config import Settings
-from teamvla.config.bytype import ByType
+from teamvla.config.bytype import ByType, over_defaults
 from teamvla.contract import Contract
-from teamvla.errors import ConfigError, ContractError
+from teamvla.errors import ConfigError, RegistryError
 from teamvla.models.chunking import ActionChunker, ExecutionConfig
 from teamvla.models.features import Features
-from teamvla.models.heads.base import ActionHead, HeadConfig, HeadLoss
+from teamvla.models.heads.base import ActionHead, HeadConfig, HeadLoss, hold_last
 from teamvla.models.heads.mlp import MLPHeadConfig
 from teamvla.models.losses import GeometryLoss, LossConfig
 from teamvla.models.normalization import NormalizationConfig, Normalizer
+from teamvla.models.observations import batch_of, required
 from teamvla.models.registries import ACTION_HEAD_REGISTRY, MODELS
 from teamvla.models.spaces import Spaces
 from teamvla.seeds import Domain, integer
 
-Array = NDArray[Any]
+_LOG = logging.getLogger(__name__)
 
 
 class PolicyConfig(Settings):
@@ -47,16 +49,20 @@ class PolicyConfig(Settings):
     normalization: NormalizationConfig = NormalizationConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, data: Any) -> Any:
+        return over_defaults(data, cls)
+
     @classmethod
     def choose(cls, data: dict[str, Any]) -> builtins.type[Settings]:
         """The settings class of the model that ``type`` names."""
         name = data.get("type", cls.model_fields["type"].default)
-        kind = MODELS.get(str(name))
-        return cast(builtins.type[Settings], getattr(kind, "Config", cls))
+        return _policy_kind(str(name)).Config
 
     @classmethod
     def variants(cls) -> list[builtins.type[Settings]]:
-        kinds = [getattr(MODELS.get(name), "Config", cls) for name in MODELS]
+        kinds = [kind.Config for kind in MODELS.loadable() if _is_policy(kind)]
         return cast(list[builtins.type[Settings]], list(dict.fromkeys(kinds)))
 
 
@@ -119,6 +125,11 @@ class Policy(nn.Module, ABC):
                 self.config.normalization.actions,
                 "Take min_max, or a head without bounds.",
             )
+        if not self.normalizer.fitted and any(h.bounded for h in heads):
+            _LOG.warning(
+                "head %r only reaches [-1, 1], and without statistics that is taken for rad",
+                settings.type,
+            )
         self.heads = nn.ModuleList(heads)
 
     @abstractmethod
@@ -177,6 +188,8 @@ class Policy(nn.Module, ABC):
     def _loss(
         self, features: Sequence[Features], target: Tensor, is_pad: Tensor
     ) -> dict[str, Tensor]:
+        # A slope of 0 times NaN in padding is no 0: it goes before anything looks at it.
+        target = hold_last(target, is_pad)
         normalized = self.normalizer.normalize_actions(target)
         sizes = [head.action_dim for head in self._heads]
         pieces = zip(self._heads, features, torch.split(normalized, sizes, dim=-1), strict=True)
@@ -213,10 +226,7 @@ class Policy(nn.Module, ABC):
         expected = (self.config.chunk_size, self.spaces.action_dim)
         if target.shape[1:] != expected:
             raise _other_chunk(expected, target.shape)
-        is_pad = batch.get("action_is_pad")
-        if is_pad is None:
-            is_pad = torch.zeros(target.shape[:2], dtype=torch.bool, device=target.device)
-        return target.float(), is_pad
+        return target.float(), _padding(batch.get("action_is_pad"), target)
 
     def _sample(self, features: Sequence[Features], generator: Generator | None = None) -> Tensor:
         pairs = zip(self._heads, features, strict=True)
@@ -229,10 +239,7 @@ class Policy(nn.Module, ABC):
     @property
     def contract(self) -> Contract:
         """What the numbers mean; ContractError if the policy was made for plain tensors."""
-        if self._contract is None:
-            mend = "Make it with contract=..., such as that of an environment or a dataset."
-            raise ContractError("policy", "one made for a contract", "plain sizes", mend)
-        return self._contract
+        return required(self._contract)
 
     @torch.no_grad()
     def predict_action_chunk(
@@ -244,12 +251,16 @@ class Policy(nn.Module, ABC):
         """The next K actions [B,K,D].
 
         Args:
-            obs: one observation of an environment (NumPy arrays by field name), or batched
-                tensors ``image`` and ``state``.
+            obs: one observation of an environment (NumPy arrays by field name), or ``image``
+                [B,V,C,H,W] or [B,C,H,W] and ``state`` [B,S] as tensors, arrays or lists.
             language: instruction(s); left out, the observation's own ``instruction``.
             generator: fresh noise for heads that sample; see :meth:`ActionHead.sample`.
+
+        Raises:
+            ContractError: the observation is not what the policy was made for.
         """
-        features = self.encode(self._prepare_batch(obs, language))
+        batch = batch_of(obs, language, self._contract, self.device, self._last_action)
+        features = self.encode(batch)
         return self.normalizer.denormalize_actions(self._sample(features, generator))
 
     def predict(
@@ -261,7 +272,7 @@ class Policy(nn.Module, ABC):
 
     def select_action(self, obs: Mapping[str, Any]) -> NDArray[np.float32]:
         """The joined action [D] of this tick, by the mode of execution."""
-        state = self._state_of(obs)
+        state = self.contract.measured_state(obs, self._last_action)
         self.chunker.observe(state)
         if self.chunker.wants_chunk:
             self.chunker.add(self.predict_action_chunk(obs)[0].cpu().numpy())
@@ -293,40 +304,6 @@ class Policy(nn.Module, ABC):
         """Where the weights are."""
         return self.normalizer.action_center.device
 
-    def _prepare_batch(
-        self, obs: Mapping[str, Any], language: str | Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """A batch for :meth:`forward` from an environment's observation or from tensors."""
-        if "state" in obs or "image" in obs:
-            observations = {
-                key: value.to(self.device) for key, value in obs.items() if torch.is_tensor(value)
-            }
-        else:
-            observations = self._tensors_of(obs)
-        language = obs.get("instruction", "") if language is None else language
-        rows = next(iter(observations.values())).shape[0]
-        texts = [language] * rows if isinstance(language, str) else list(language)
-        return {"observations": observations, "language": texts}
-
-    def _tensors_of(self, obs: Mapping[str, Any]) -> dict[str, Tensor]:
-        tensors = {"state": torch.from_numpy(self._state_of(obs))[None].to(self.device)}
-        if self.contract.cameras:
-            pictures = np.stack([_field(obs, camera.field) for camera in self.contract.cameras])
-            tensors["image"] = torch.from_numpy(pictures).permute(0, 3, 1, 2)[None].to(self.device)
-        return tensors
-
-    def _state_of(self, obs: Mapping[str, Any]) -> NDArray[np.float32]:
-        """Measured state [D]; where the opening is not measured, the last commanded one."""
-        parts, end = [], 0
-        for arm in self.contract.arms:
-            end += arm.num_joints + 1
-            last = 0.0 if self._last_action is None else self._last_action[end - 1]
-            parts += [_field(obs, f"q_{arm.name}"), [obs.get(f"grip_q_{arm.name}", last)]]
-        state = np.concatenate([np.asarray(part, np.float32).reshape(-1) for part in parts])
-        if state.shape != (end,):
-            raise ContractError("observation", f"{end} joints and grippers", f"{len(state)}")
-        return state
-
 
 def build_policy(
     config: PolicyConfig,
@@ -346,13 +323,30 @@ def build_policy(
         seed: of the weights.
 
     Raises:
-        RegistryError: there is no such model.
+        RegistryError: there is no such model, or it is no policy.
         ContractError: the statistics do not fit the contract.
     """
-    kind = cast(type[Policy], MODELS.get(config.type))
-    with torch.random.fork_rng(devices=[]):
+    kind = _policy_kind(config.type)
+    # Weights made in inference mode could never be trained, nor tell that they were written.
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer(seed, Domain.INITIALISE))
         return kind(config, contract, statistics, loss)
+
+
+def _is_policy(kind: Any) -> TypeGuard[type[Policy]]:
+    return isinstance(kind, type) and issubclass(kind, Policy)
+
+
+def _policy_kind(name: str) -> type[Policy]:
+    kind: Any = MODELS.get(name)
+    if not _is_policy(kind):
+        raise RegistryError(
+            f"model {name!r}",
+            "a Policy",
+            f"{getattr(kind, '__name__', kind)}, which is none",
+            "Subclass teamvla.models.Policy: docs/models.md.",
+        )
+    return kind
 
 
 def _other_chunk(expected: tuple[int, int], given: torch.Size) -> ConfigError:
@@ -364,7 +358,13 @@ def _other_chunk(expected: tuple[int, int], given: torch.Size) -> ConfigError:
     )
 
 
-def _field(obs: Mapping[str, Any], name: str) -> Array:
-    if name not in obs:
-        raise ContractError("observation", f"field {name!r}", f"{', '.join(sorted(obs))}")
-    return np.asarray(obs[name])
+def _padding(given: Any, target: Tensor) -> Tensor:
+    """Padding bool [B,K] of chunks [B,K,D], from [B,K], [B,K,1], or [B] if K is 1."""
+    shape = target.shape[:2]
+    if given is None:
+        return torch.zeros(shape, dtype=torch.bool, device=target.device)
+    is_pad = torch.as_tensor(given, device=target.device).bool()
+    fitting = [shape, (*shape, 1), *([shape[:1]] if shape[1] == 1 else [])]
+    if is_pad.shape not in fitting:
+        raise ConfigError("batch['action_is_pad']", f"{tuple(shape)}", f"{tuple(is_pad.shape)}")
+    return is_pad.reshape(shape)

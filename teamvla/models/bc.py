@@ -70,6 +70,8 @@ class BCConfig(ComposedConfig):
     )
     execution: ExecutionConfig = ExecutionConfig(replan_every=1)
 
+    FLAT: ClassVar[Mapping[str, tuple[str, ...]]] = {**_SPELLINGS, "use_image": ("vision",)}
+
     @model_validator(mode="before")
     @classmethod
     def _flat_spellings(cls, data: Any) -> Any:

@@ -96,8 +96,9 @@ class SensingPolicy(Policy):
             return None
         images = _given(observations, "image")
         images = images if images.dim() > 4 else images.unsqueeze(1)
-        if images.shape[1] != len(self.spaces.cameras):
-            expected = f"pictures of {len(self.spaces.cameras)} cameras"
+        cameras, colours = len(self.spaces.cameras), self.spaces.picture[0]
+        if images.dim() != 5 or images.shape[1:3] != (cameras, colours):
+            expected = f"pictures of {cameras} cameras, {colours} channels: [B,V,C,H,W]"
             raise ContractError("observations['image']", expected, f"{tuple(images.shape)}")
         return forward_vision(self.vision, images)
 

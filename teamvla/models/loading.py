@@ -8,6 +8,7 @@ torch, and within ``PROBE_TOLERANCE`` (contract units) anywhere else.
 from __future__ import annotations
 
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from teamvla.contract import Contract
 from teamvla.errors import CheckpointError, ConfigError, ContractError
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import one_thread
+from teamvla.models.heads.diffusion import DiffusionActionHead
 from teamvla.models.registries import MODELS
 from teamvla.registry import Registry
 
@@ -166,10 +168,18 @@ def _check_probe(policy: Policy, header: Header, arrays: Tensors) -> None:
 
 
 def _machine(policy: Policy) -> dict[str, Any]:
-    """What exact agreement may be asked of: the same processor and torch."""
+    """What exact agreement may be asked of: the same processor, torch and samplers."""
     device = next(policy.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": name, "torch": str(torch.__version__)}
+    machine = {"device": name, "torch": str(torch.__version__)}
+    if _uses_diffusers(policy):
+        machine["diffusers"] = version("diffusers")
+    return machine
+
+
+def _uses_diffusers(policy: Policy) -> bool:
+    """Whether actions are drawn by diffusers: another version may round otherwise."""
+    return any(isinstance(part, DiffusionActionHead) for part in policy.modules())
 
 
 def _processor() -> str:

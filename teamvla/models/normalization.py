@@ -46,6 +46,7 @@ class Normalizer(nn.Module):
         config: which range, and the floors.
         spaces: give the lengths D and S and the places of the grippers.
         statistics: ``{"actions": {"min": [D], ...}, "state": {"mean": [D], ...}}`` or None.
+            With neither of the two (only ``words``) it is as without statistics.
 
     Raises:
         ContractError: the statistics are not of this contract's length, or not finite.
@@ -63,6 +64,10 @@ class Normalizer(nn.Module):
         statistics: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if statistics and not {"actions", "state"} & {*statistics}:
+            statistics = None
+        #: whether it was made from statistics
+        self.fitted = statistics is not None
         size = spaces.state_dim
         center, scale = torch.zeros(spaces.action_dim), torch.ones(spaces.action_dim)
         mean, std = torch.zeros(size), torch.ones(size)
@@ -88,7 +93,14 @@ class Normalizer(nn.Module):
         return actions * self.action_scale + self.action_center
 
     def normalize_state(self, state: Tensor) -> Tensor:
-        """Contract units [..., D] to zero mean and unit deviation."""
+        """Contract units [..., D] to zero mean and unit deviation.
+
+        Raises:
+            ContractError: it has another length.
+        """
+        if state.shape[-1:] != self.state_mean.shape:
+            expected, got = f"{len(self.state_mean)} numbers a row", f"shape {tuple(state.shape)}"
+            raise ContractError("observations['state']", expected, got)
         return (state - self.state_mean) / self.state_std
 
     def denormalize_state(self, state: Tensor) -> Tensor:

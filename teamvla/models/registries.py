@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from teamvla.models.fusion.base import Fusion
     from teamvla.models.heads.base import ActionHead
 
+#: tells how to add to each
+_PAGE = "docs/models.md"
 MODELS: Registry[type[nn.Module]] = Registry(
     "model",
     {
@@ -29,6 +31,7 @@ MODELS: Registry[type[nn.Module]] = Registry(
         "vla": "teamvla.models.vla:VLAPolicy",
     },
     "teamvla.models",
+    _PAGE,
 )
 ACTION_HEAD_REGISTRY: Registry[type[ActionHead]] = Registry(
     "action head",
@@ -41,6 +44,7 @@ ACTION_HEAD_REGISTRY: Registry[type[ActionHead]] = Registry(
         "act": "teamvla.models.heads.act:ACTActionHead",
     },
     "teamvla.action_heads",
+    _PAGE,
 )
 ENCODER_REGISTRY: Registry[type[VisionBackbone]] = Registry(
     "vision encoder",
@@ -50,6 +54,7 @@ ENCODER_REGISTRY: Registry[type[VisionBackbone]] = Registry(
         "vit": "teamvla.models.encoders.vit:VisionEncoder",
     },
     "teamvla.encoders",
+    _PAGE,
 )
 TEXT_ENCODER_REGISTRY: Registry[type[TextEncoder]] = Registry(
     "text encoder",
@@ -58,6 +63,7 @@ TEXT_ENCODER_REGISTRY: Registry[type[TextEncoder]] = Registry(
         "words": "teamvla.models.encoders.words:WordEncoder",
     },
     "teamvla.text_encoders",
+    _PAGE,
 )
 FUSION_REGISTRY: Registry[type[Fusion]] = Registry(
     "fusion",
@@ -67,4 +73,5 @@ FUSION_REGISTRY: Registry[type[Fusion]] = Registry(
         "transformer": "teamvla.models.fusion.transformer:TransformerFusion",
     },
     "teamvla.fusions",
+    _PAGE,
 )

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from teamvla.config.explain import explain
-from teamvla.config.source import Source
+from teamvla.config.source import Address, Mark, Source
 from teamvla.errors import ConfigError
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.registries import MODELS
@@ -78,5 +78,17 @@ def _settings(kind: type[Policy], name: str, arguments: dict[str, Any]) -> Polic
     try:
         return kind.Config.model_validate({"type": name, **arguments})
     except ValidationError as error:
-        lines = explain(error, kind.Config, Source({"model": arguments}), ("model",))
+        source = Source({"model": arguments}, _places(kind, name, arguments))
+        lines = explain(error, kind.Config, source, ("model",))
         raise ConfigError("\n".join(lines)) from None
+
+
+def _places(
+    kind: type[Policy], name: str, arguments: dict[str, Any]
+) -> dict[Address, tuple[Mark, Mark]]:
+    """Address of a setting -> the argument that says it."""
+    marks: dict[Address, Mark] = {("model",): Mark(f"model {name!r}")}
+    for argument in arguments:
+        for place in (argument, *kind.Config.FLAT.get(argument, ())):
+            marks[("model", *place.split("."))] = Mark(f"argument {argument}")
+    return {address: (mark, mark) for address, mark in marks.items()}

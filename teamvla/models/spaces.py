@@ -67,9 +67,12 @@ class Spaces:
         Raises:
             ConfigError: a size that is none.
         """
-        for name, size in (("action_dim", action_dim), ("image_channels", image_channels)):
-            if size < 1:
-                raise ConfigError(name, "at least 1", str(size))
+        _check("action_dim", action_dim, 1)
+        _check("image_channels", image_channels, 1)
+        for name, size in (
+            ("state_dim", state_dim), ("image_size", image_size), ("num_cameras", num_cameras),
+        ):  # fmt: skip
+            _check(name, size, 0)
         cameras = ((0,),) * num_cameras if image_size else ()
         picture = (image_channels, image_size, image_size)
         return cls((state_dim,), (action_dim,), (), cameras, picture)
@@ -93,3 +96,8 @@ class Spaces:
             inside = (place - (end - size) for place in self.grippers)
             groups.append((size, tuple(place for place in inside if 0 <= place < size)))
         return groups
+
+
+def _check(name: str, size: object, least: int) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or size < least:
+        raise ConfigError(name, f"a whole number, at least {least}", repr(size))

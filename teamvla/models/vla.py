@@ -27,7 +27,7 @@ from teamvla.models.registries import (
 from teamvla.models.spellings import Spellings, Switches, spread
 
 _LOG = logging.getLogger(__name__)
-_LANGUAGE = CharacterConfig(embed_dim=256, mlp_ratio=4.0)
+_LANGUAGE = CharacterConfig(embed_dim=256, mlp_ratio=4.0, max_text_len=64)
 _SPELLINGS: Spellings = {
     "patch_size": ("vision.patch_size",),
     "embed_dim": ("vision.embed_dim", "language.embed_dim", "fusion.embed_dim"),
@@ -49,9 +49,10 @@ class VLAConfig(ComposedConfig):
 
     Flat spellings of nested settings: ``patch_size`` and ``num_layers`` (of ``vision``; the
     fusion gets half as many layers, at least 2, or ``fusion_num_layers``), ``embed_dim``,
-    ``num_heads``, ``mlp_ratio`` and ``dropout`` (of all three transformers), ``use_language``,
-    ``lang_num_layers``, ``max_text_len`` and ``vocab_size`` (of ``language``; only words have a
-    vocabulary), ``action_head_type`` (of ``head``) and ``action_horizon`` (``chunk_size``).
+    ``num_heads`` and ``mlp_ratio`` (of all three transformers), ``dropout`` (of ``vision`` and
+    ``fusion``: the encoders of instructions have none), ``use_language``, ``lang_num_layers``,
+    ``max_text_len`` and ``vocab_size`` (of ``language``; only words have a vocabulary),
+    ``action_head_type`` (of ``head``) and ``action_horizon`` (``chunk_size``).
     """
 
     type: Literal["vla"] = Field(default="vla", description="Transformers throughout.")
@@ -71,6 +72,8 @@ class VLAConfig(ComposedConfig):
         TransformerFusionConfig()
     )
     execution: ExecutionConfig = ExecutionConfig(replan_every=1)
+
+    FLAT: ClassVar[Mapping[str, tuple[str, ...]]] = {**_SPELLINGS, "use_language": ("language",)}
 
     @model_validator(mode="before")
     @classmethod

@@ -38,6 +38,8 @@ __all__ = [
     "train",
     "train_one_epoch",
 ]
+#: of a policy, in the order of the data's way through it
+PARTS = ("vision", "language", "fusion", "head")
 _LOG = logging.getLogger(__name__)
 
 
@@ -79,11 +81,16 @@ def _is_under_way(run: Run) -> bool:
 
 
 def _describe(run: Run) -> str:
-    parameters = sum(p.numel() for p in run.learner.policy.parameters())
+    policy = run.learner.policy
+    count = sum(p.numel() for p in policy.parameters())
+    size = f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"
+    model = policy.config.model_dump()
+    parts = [model[name]["type"] for name in PARTS if model.get(name)]
     precision = "bf16 autocast" if run.learner.autocast else "fp32"
     steps = len(run.train_loader.dataset)
     return (
-        f"{parameters / 1e6:.2f} M parameters on {steps} steps, {run.learner.device}, "
+        f"{policy.config.type} ({', '.join(parts)}), {size} parameters on {steps} steps, "
+        f"{run.learner.device}, "
         f"{precision}, {torch.get_num_threads()} threads, in {run.folder}"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import random
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from teamvla.checkpoint import Header, read_checkpoint, write_checkpoint
+from teamvla.checkpoint import Header, read_checkpoint, read_header, write_checkpoint
 from teamvla.data.samplers import EpochBatchSampler
 from teamvla.errors import CheckpointError
+from teamvla.models.base import PolicyConfig
 from teamvla.models.loading import (
     Tensors,
+    config_of,
     from_arrays,
     load_weights,
     make_probe,
@@ -28,7 +30,7 @@ from teamvla.models.loading import (
 )
 from teamvla.train.trainer import Learner, TrainingState
 
-PACKAGES = ("teamvla", "torch", "numpy", "mujoco", "safetensors", "gymnasium")
+PACKAGES = ("teamvla", "torch", "numpy", "mujoco", "safetensors", "gymnasium", "diffusers")
 
 
 def save_checkpoint(
@@ -103,6 +105,41 @@ def init_from(path: str | Path, learner: Learner) -> Header:
     if learner.ema is not None:
         learner.ema.averaged.load_state_dict(learner.policy.state_dict())
     return header
+
+
+def require_same_model(path: str | Path, model: PolicyConfig) -> None:
+    """Refuse a checkpoint of another kind of model than ``model``, by its header alone.
+
+    Sizes are left to the tensors, which tell more.
+
+    Raises:
+        CheckpointError: the policy or one of its parts is of another type.
+    """
+    header = read_header(path)
+    theirs = config_of(header).section("model", PolicyConfig)
+    before, after = _types(theirs.model_dump()), _types(model.model_dump())
+    # Of another policy the parts are others too: its own name says it all.
+    keys = ["type"] if before["type"] != after["type"] else sorted({*before, *after})
+    other = [key for key in keys if before.get(key) != after.get(key)]
+    if other:
+        want = " ".join(f"--set model.{key}={before[key]}" for key in other if key in before)
+        raise CheckpointError(
+            str(path), f"a model with {_said(after, other)}, as is configured",
+            _said(before, other), f"Give {want}, or start without --init-from.",
+        )  # fmt: skip
+
+
+def _types(model: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {
+        f"{name}.type": part["type"]
+        for name, part in model.items()
+        if isinstance(part, Mapping) and "type" in part
+    }
+    return {"type": model["type"], **parts}
+
+
+def _said(types: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return " and ".join(f"model.{key} {types.get(key, 'not set')}" for key in keys)
 
 
 def provenance() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from teamvla import seeds
@@ -9,14 +10,15 @@ from teamvla.config import Project
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError, ContractError
 from teamvla.evaluation.policies import OnOneThread
-from teamvla.evaluation.suites import Score, Suite, evaluate
+from teamvla.evaluation.suites import Score, Suite, evaluate, seen_alike
 from teamvla.models.base import Policy
 from teamvla.models.losses import LossConfig, require_geometry
 from teamvla.sim import make_env
-from teamvla.sim.tasks import TaskConfig, TwoArmTaskConfig
+from teamvla.sim.tasks import TASKS, TaskConfig
 from teamvla.train.trainer import TrainerConfig
 
 Scores = dict[str, Score]
+_LOG = logging.getLogger(__name__)
 
 
 def ranking_tasks(project: Project) -> list[TaskConfig]:
@@ -33,16 +35,9 @@ def ranking_tasks(project: Project) -> list[TaskConfig]:
     names = project.section("trainer", TrainerConfig).rollout_tasks
     if names is None:
         return [own]
-    return [own if name == own.task_name else _task_of(name, own) for name in names]
-
-
-def _task_of(name: str, own: TaskConfig) -> TaskConfig:
-    donor = Project.load(name)
-    task = donor.section("task", TaskConfig)
-    if isinstance(own, TwoArmTaskConfig) and isinstance(task, TwoArmTaskConfig):
-        # The policy sees through one set of cameras, whatever it is asked to do.
-        task = task.model_copy(update={"camera": own.camera})
-    return task
+    others = [name for name in names if name != own.task_name]
+    tasks = {name: seen_alike(Project.load(name), project) for name in others}
+    return [tasks[name].section("task", TaskConfig) if name in tasks else own for name in names]
 
 
 def mean_success(scores: Scores) -> float:
@@ -102,3 +97,18 @@ def require_simulated(project: Project, contract: Contract, shown: Sequence[str]
                 f"one of the data's: {', '.join(shown)}", task.task_name,
                 f"Give --task {' --task '.join(shown)}. {mend}",
             )  # fmt: skip
+
+
+def warn_of_unseen_task(project: Project, contract: Contract, shown: Sequence[str]) -> None:
+    """Warn if the task that the checkpoint will name is none of the data's.
+
+    Nothing is said of another robot's data: no task of the simulator is theirs.
+    """
+    task = project.section("task", TaskConfig)
+    known = [name for name in shown if name in TASKS]
+    if task.task_name in shown or not known or contract.diff(simulated_contract(task)):
+        return
+    _LOG.warning(
+        "the data show %s, but the configuration's task is %s: give --task %s",
+        ", ".join(shown), task.task_name, " --task ".join(known),
+    )  # fmt: skip

@@ -28,10 +28,15 @@ from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import resolve_device
 from teamvla.models.encoders.words import instruction_words
 from teamvla.models.losses import LossConfig, needs_geometry, require_geometry
-from teamvla.train.checkpoints import init_from, load_checkpoint, save_checkpoint
+from teamvla.train.checkpoints import (
+    init_from,
+    load_checkpoint,
+    require_same_model,
+    save_checkpoint,
+)
 from teamvla.train.ema import WeightAverage
 from teamvla.train.journal import MetricsJournal
-from teamvla.train.ranking import require_simulated
+from teamvla.train.ranking import require_simulated, warn_of_unseen_task
 from teamvla.train.schedulers import (
     OptimizerConfig,
     SchedulerConfig,
@@ -111,7 +116,7 @@ def open_run(project: Project, folder: Path) -> Run:
         InputError: no such data or device.
         ContractError: the simulator's numbers mean something else than the data's.
     """
-    config = project.section("trainer", TrainerConfig)
+    config, settings = project.section("trainer", TrainerConfig), project.resolved()
     device = resolve_device(project.session.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -119,16 +124,15 @@ def open_run(project: Project, folder: Path) -> Run:
     dataset = _dataset_config(project)
     if "index" in project.source.data:
         build_index(dataset.roots, dataset.index, project.section("index", IndexConfig))
+    _require_fitting(project, dataset)
     train_loader, val_loader = build_data(dataset)
     data = train_loader.dataset
-    _require_whole_chunk(data)
-    if config.rollout_every:
-        require_simulated(project, data.contract, sorted(data.tasks()))
     statistics = {**data.statistics, "words": instruction_words(data.instructions)}
     policy = build_model(project, data.contract, statistics).to(device)
     learner = _build_learner(project, config, policy, device, len(train_loader))
     meta = {
-        "config": project.resolved(),
+        "config": settings,
+        "tasks": sorted(data.tasks()),
         "contract": data.contract.to_dict(),
         "statistics": statistics,
         "manifest_digest": data.digest,
@@ -155,9 +159,24 @@ def _dataset_config(project: Project) -> DatasetConfig:
     return config
 
 
-def _require_whole_chunk(data: MultiTaskDataset) -> None:
+def _require_fitting(project: Project, config: DatasetConfig) -> None:
+    """Refuse settings that do not fit the data.
+
+    The index, which others may read, is not yet made one for chunks as long as these.
+    """
+    data = MultiTaskDataset(config.model_copy(update={"chunk_size": 1}))
+    shown = sorted(data.tasks())
+    if project.section("trainer", TrainerConfig).rollout_every:
+        require_simulated(project, data.contract, shown)
+    else:
+        require_geometry(project.section("loss", LossConfig), data.contract)
+        warn_of_unseen_task(project, data.contract, shown)
+    _require_whole_chunk(data, config.chunk_size)
+
+
+def _require_whole_chunk(data: MultiTaskDataset, chunk: int) -> None:
     """Refuse chunks of which every single one would reach beyond its episode's end."""
-    table, chunk = data.index.episodes, data.config.chunk_size
+    table = data.index.episodes
     longest = data.episodes[table["num_steps"][data.episodes].argmax()]
     steps, name = int(table["num_steps"][longest]), table.text("path", int(longest))
     if chunk > steps:
@@ -232,6 +251,8 @@ def start_run(
             str(folder), "a new folder", "one that holds a run",
             f"Continue it with `teamvla train --resume {folder}`, or choose another --out.",
         )  # fmt: skip
+    if init_checkpoint is not None:
+        require_same_model(init_checkpoint, project.section("model", PolicyConfig))
     run = open_run(settled(project), folder)
     if init_checkpoint is not None:
         parent = init_from(init_checkpoint, run.learner)
@@ -240,6 +261,26 @@ def start_run(
     text = yaml.safe_dump(run.meta["config"], sort_keys=False)
     publish(folder / "config.yaml", lambda file: file.write(text.encode("utf-8")))
     return run
+
+
+def finished_state(folder: Path) -> TrainingState | None:
+    """Where the training in ``folder`` ended, or None if it has not; nothing is built.
+
+    Raises:
+        CheckpointError: its last checkpoint is damaged.
+    """
+    last, config = folder / "checkpoints" / "last.ckpt", folder / "config.yaml"
+    if not (last.exists() and config.exists()):
+        return None
+    header, written = verify_digest(last), Project.load(str(config)).resolved()
+    # An edited configuration, or another program's checkpoint, is told of where it is resumed.
+    if differences(_settings(header.meta), _settings({"config": written})):
+        return None
+    try:
+        state = TrainingState(**header.meta["state"])
+    except (KeyError, TypeError):
+        return None
+    return state if state.epoch == written["trainer"]["epochs"] else None
 
 
 def resume_run(folder: Path, device: str | None = None, roots: Sequence[str] | None = None) -> Run:

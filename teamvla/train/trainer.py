@@ -202,7 +202,7 @@ def train_one_epoch(
 
 
 def sound(batches: Iterable[Batch], where: Callable[[int], tuple[Path, int]]) -> Iterator[Batch]:
-    """The batches, as long as all states and actions in them are finite numbers.
+    """The batches, as long as all observations and actions in them are finite numbers.
 
     Args:
         batches: yields batches as ``make_dataloader`` does.
@@ -212,7 +212,8 @@ def sound(batches: Iterable[Batch], where: Callable[[int], tuple[Path, int]]) ->
         EpisodeError: a batch holds NaN or infinity; the message names episodes and steps.
     """
     for batch in batches:
-        places = [place for name in ("state", "actions") for place in _not_finite(batch, name)]
+        names = (*batch["observations"], "actions")
+        places = [place for name in names for place in _not_finite(batch, name)]
         if places:
             raise _unsound(places, where)
         yield batch
@@ -221,11 +222,12 @@ def sound(batches: Iterable[Batch], where: Callable[[int], tuple[Path, int]]) ->
 def _not_finite(batch: Batch, name: str) -> Iterator[tuple[str, int, int]]:
     """Name, sample number and steps from there of the values that are no finite numbers."""
     values = batch.get(name, batch["observations"].get(name))
-    if values is None or math.isfinite(float(values.sum())):  # large numbers may fail the sum
+    if values is None or not values.is_floating_point():
         return
-    bad = ~values.isfinite().all(-1)
-    if name == "actions":
-        bad = bad & ~batch["action_is_pad"]
+    if math.isfinite(float(values.sum())):  # large numbers may fail the sum
+        return
+    bad = ~values.isfinite()
+    bad = bad.any(-1) & ~batch["action_is_pad"] if name == "actions" else bad.flatten(1).any(1)
     for row, *ahead in bad.nonzero().tolist():
         yield name, int(batch["index"][row]), sum(ahead)
 

@@ -6,7 +6,7 @@ Shapes: B batch, V cameras, C colours, H W pixels, N tokens, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -79,7 +79,7 @@ class TextEncoder(nn.Module, ABC):
     def __init__(self, config: EncoderConfig, statistics: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self._cache: dict[str, Tensor] = {}
-        self._cached_for: tuple[object, ...] = ()
+        self._cached_for: tuple[object, ...] | None = ()
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -127,10 +127,21 @@ class TextEncoder(nn.Module, ABC):
         # In-place copies raise a tensor's version, moves change its address: averaged and
         # loaded weights are noticed. Fused optimizers raise nothing, but they work in
         # training mode, and leaving that mode clears the cache.
-        weights = tuple((p._version, p.data_ptr()) for p in self.parameters())
-        if weights != self._cached_for:
+        weights = state_of(self.parameters())
+        if weights is None or weights != self._cached_for:
             self._cache.clear()
             self._cached_for = weights
+
+
+def state_of(tensors: Iterable[Tensor]) -> tuple[object, ...] | None:
+    """What changes when tensors are written or moved; None if they cannot tell.
+
+    Tensors that were made in inference mode have no version.
+    """
+    tensors = list(tensors)
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple((tensor._version, tensor.data_ptr()) for tensor in tensors)
 
 
 def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -113,7 +113,7 @@ class TextTransformer(TextEncoder):
             self._cut.said = True
             _LOG.warning(
                 "of instructions only the first %d tokens are read (max_text_len); "
-                "%r has %d and is cut", self.max_text_len, text, length,
+                "one of %d that begins with %r is cut", self.max_text_len, length, text[:40],
             )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ class ConvConfig(EncoderConfig):
         description="Channels of the first layer, half of the others'.",
     )
     reduced: int = Field(default=32, ge=1, description="Channels behind the 1x1 convolution.")
-    grid: int = Field(default=8, ge=1, description="Side of the feature map that is kept.")
+    grid: int = Field(default=8, ge=1, description="Largest side of the feature map that is kept.")
     features: int = Field(default=128, ge=1, description="Length of a picture's feature vector.")
 
 
@@ -62,16 +62,18 @@ class ConvEncoder(VisionBackbone):
 
         [B,C,H,W] -> k5 s2 -> k3 s2 -> k3 s2 -> k3 -> 1x1 -> grid x grid tokens [B,N,reduced]
 
-    The places of the feature map stay apart, which keeps where things are; a picture that is
-    not 8 x grid pixels wide is averaged onto the grid.
+    The places of the feature map stay apart, which keeps where things are; a map that is
+    larger than the grid is averaged onto it, a smaller one stays as it is.
     """
 
     Config = ConvConfig
 
     def __init__(self, config: ConvConfig, picture: tuple[int, int, int]) -> None:
         super().__init__(config, picture)
-        self.grid, self.features = config.grid, config.features
-        self.dim, self.num_tokens = config.reduced, config.grid**2
+        rows, columns = (min(config.grid, -(-size // 8)) for size in picture[1:])
+        self.side = (rows, columns)
+        self.features = config.features
+        self.dim, self.num_tokens = config.reduced, self.side[0] * self.side[1]
         narrow, wide = config.width, 2 * config.width
         self.convolutions = nn.Sequential(
             nn.Conv2d(picture[0], narrow, 5, 2, 2),
@@ -85,8 +87,8 @@ class ConvEncoder(VisionBackbone):
     def forward(self, images: Tensor) -> Tensor:
         """See :meth:`VisionBackbone.forward`; tokens by rows of the grid."""
         maps = self.convolutions(images)
-        if maps.shape[-2:] != (self.grid, self.grid):
-            maps = functional.adaptive_avg_pool2d(maps, self.grid)
+        if maps.shape[-2:] != self.side:
+            maps = functional.adaptive_avg_pool2d(maps, self.side)
         return as_tokens(maps)
 
     def pooling(self) -> nn.Module:

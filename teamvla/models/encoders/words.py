@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from teamvla.errors import ContractError
+from teamvla.models.encoders.base import state_of
 from teamvla.models.encoders.language import PAD, UNKNOWN, TextConfig, TextTransformer, pad_rows
 
 _LOG = logging.getLogger(__name__)
@@ -32,14 +33,17 @@ class WordConfig(TextConfig):
 
     type: Literal["words"] = Field(default="words", description="Word by word.")
     vocab_size: int = Field(
-        default=1000, ge=1, description="Words that are told apart, the most frequent ones."
+        default=1000,
+        ge=1,
+        description="Most words that are told apart: the most frequent of the training split. "
+        "The table has as many rows, however few there are.",
     )
     word_dropout: float = Field(
         default=0.02,
         ge=0,
         lt=1,
-        description="Share of words taken for unknown in training, so that unknown ones mean "
-        "something.",
+        description="Share of words taken for unknown in training, in all of a batch that have "
+        "the same instruction alike, so that unknown ones mean something.",
     )
 
 
@@ -76,7 +80,7 @@ class WordEncoder(TextTransformer):
         self.register_buffer("vocabulary", _packed(words[: config.vocab_size], config.vocab_size))
         self.word_dropout = config.word_dropout
         self._numbers: dict[bytes, int] = {}
-        self._numbers_for: tuple[int, int] | None = None
+        self._numbers_for: tuple[object, ...] | None = None
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """See :meth:`TextEncoder.tokenize`; a text that is too long is cut, with one warning."""
@@ -102,8 +106,8 @@ class WordEncoder(TextTransformer):
 
     def _known(self) -> dict[bytes, int]:
         # Read again when the buffer has been written or moved, as loading does.
-        state = (self.vocabulary._version, self.vocabulary.data_ptr())
-        if state != self._numbers_for:
+        state = state_of([self.vocabulary])
+        if state is None or state != self._numbers_for:
             rows = map(bytes, self.vocabulary.cpu().numpy())
             words = [word.rstrip(b"\0") for word in rows]
             self._numbers = {word: n for n, word in enumerate(words, FIRST_WORD) if word}

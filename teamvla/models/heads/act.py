@@ -89,7 +89,8 @@ class ACTActionHead(RegressionHead):
         loss = loss_type(action) + gripper_weight * BCE + kl_weight * KL(posterior || normal)
 
     People do the same thing in several manners; z says which, so that the decoder need not
-    predict a mean of them. While it is trained z is drawn; when evaluated it is the mean.
+    predict a mean of them. While it is trained z is drawn; the loss in evaluation is that of
+    z = 0, as it is deployed, and leaves the divergence out, which no deployment knows.
     """
 
     Config = ACTHeadConfig
@@ -113,10 +114,10 @@ class ACTActionHead(RegressionHead):
         """See :meth:`ActionHead.loss`."""
         mean, log_variance = self.encoder(features.summary, target, is_pad)
         spread = (log_variance / 2).exp()
-        z = mean + spread * torch.randn_like(spread) if self.training else mean
+        z = mean + spread * torch.randn_like(spread) if self.training else torch.zeros_like(mean)
         lost = self.regression(self.decode(features, z), target, is_pad)
         kl = kl_to_normal(mean, log_variance)
-        total = lost.total + self.config.kl_weight * kl
+        total = lost.total + self.config.kl_weight * kl if self.training else lost.total
         return HeadLoss(total, {**lost.parts, "kl": kl}, lost.predicted)
 
     def sample(self, features: Features, generator: Generator | None = None) -> Tensor:

@@ -32,8 +32,9 @@ class HeadLoss:
     """What a head lost on a batch.
 
     Attributes:
-        total: scalar that is minimised, the weighted sum of the parts.
-        parts: scalars for the log, unweighted, by name.
+        total: scalar that is minimised in training; in evaluation what ranks checkpoints.
+        parts: scalars for the log, unweighted, by name. Heads that predict actions weigh and
+            add them up to the total; others need not.
         predicted: normalised actions [B,K,D] that gradients flow through, or None if the
             head predicts none while it is trained.
     """
@@ -76,6 +77,8 @@ class ActionHead(nn.Module, ABC):
         is_gripper = torch.zeros(action_dim, dtype=torch.bool)
         is_gripper[list(grippers)] = True
         self.register_buffer("grippers", is_gripper, persistent=False)
+        #: their places in ascending order, for who would otherwise ask the device for them
+        self.gripper_places = tuple(sorted({place % action_dim for place in grippers}))
 
     @abstractmethod
     def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
@@ -115,15 +118,15 @@ class ActionHead(nn.Module, ABC):
         """[B,K,D], or [B,D] if K is 1."""
         return actions.squeeze(1) if self.chunk_size == 1 else actions
 
-    def noise(self, features: Features, generator: Generator | None) -> Tensor:
-        """Standard normal [B,K,D]: fresh ones, or without a generator the same for each row."""
+    def noise(self, features: Features, generator: Generator | None, draws: int = 1) -> Tensor:
+        """Standard normal [draws,B,K,D]: fresh, or without a generator the same for each row."""
         rows, device = features.summary.shape[0], features.summary.device
         if generator is not None:
-            shape = (rows, self.chunk_size, self.action_dim)
+            shape = (draws, rows, self.chunk_size, self.action_dim)
             return torch.randn(shape, generator=generator, device=generator.device).to(device)
         fixed = torch.Generator().manual_seed(0)
-        one = torch.randn((1, self.chunk_size, self.action_dim), generator=fixed)
-        return one.to(device).expand(rows, -1, -1)
+        one = torch.randn((draws, 1, self.chunk_size, self.action_dim), generator=fixed)
+        return one.to(device).expand(-1, rows, -1, -1)
 
 
 class RegressionConfig(HeadConfig):
@@ -161,11 +164,15 @@ class RegressionHead(ActionHead):
         target = hold_last(target, is_pad)
         predicted, config = self.finish(raw), self.config
         parts = {"action": self._distance(predicted, target, is_pad)}
-        if config.gripper_weight and bool(self.grippers.any()):
-            closed = (target[..., self.grippers] + 1) / 2
-            parts["gripper"] = gripper_bce(raw[..., self.grippers], closed, is_pad)
+        if config.gripper_weight and self.gripper_places:
+            closed = (self._of_grippers(target) + 1) / 2
+            parts["gripper"] = gripper_bce(self._of_grippers(raw), closed, is_pad)
         total = parts["action"] + config.gripper_weight * parts.get("gripper", 0.0)
         return HeadLoss(total, parts, predicted)
+
+    def _of_grippers(self, actions: Tensor) -> Tensor:
+        # One by one: a boolean mask would make the host wait for the device at each step.
+        return torch.stack([actions[..., place] for place in self.gripper_places], dim=-1)
 
     def _distance(self, predicted: Tensor, target: Tensor, is_pad: Tensor) -> Tensor:
         if self.config.loss_type == "huber":

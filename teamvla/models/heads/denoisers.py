@@ -263,13 +263,3 @@ class DenoisingHead(ActionHead):
     def noise_like(self, actions: Tensor, dice: Generator | None) -> Tensor:
         """Standard normal of the shape of ``actions``, from :meth:`dice`."""
         return torch.randn(actions.shape, generator=dice, device=actions.device)
-
-    def draws(self, features: Features, count: int, generator: Generator | None) -> Tensor:
-        """Standard normal [count,B,K,D]: fresh, or without a generator the same for each row."""
-        rows, device = features.summary.shape[0], features.summary.device
-        if generator is not None:
-            shape = (count, rows, self.chunk_size, self.action_dim)
-            return torch.randn(shape, generator=generator, device=generator.device).to(device)
-        fixed = torch.Generator().manual_seed(0)
-        one = torch.randn((count, 1, self.chunk_size, self.action_dim), generator=fixed)
-        return one.to(device).expand(-1, rows, -1, -1)

@@ -129,7 +129,7 @@ class DiffusionActionHead(DenoisingHead):
             ConfigError: ``num_steps`` does not divide ``num_diffusion_steps``.
         """
         scheduler, eta = self._scheduler(num_steps), float(self.config.sampler == "ddpm")
-        draws = self.draws(features, 1 + (num_steps if eta else 0), generator)
+        draws = self.noise(features, generator, 1 + (num_steps if eta else 0))
         seen, times = self.denoiser.condition(features), self._embed(scheduler.timesteps)
         actions = draws[0]
         for place, step in enumerate(scheduler.timesteps.tolist()):

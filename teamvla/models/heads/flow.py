@@ -82,7 +82,7 @@ class FlowMatchingActionHead(DenoisingHead):
         """
         if num_steps < 1:
             raise ConfigError("num_steps", "at least 1", str(num_steps))
-        actions = self.draws(features, 1, generator)[0]
+        actions = self.noise(features, generator)[0]
         left = torch.arange(num_steps, 0, -1, device=actions.device)
         seen, times = self.denoiser.condition(features), self.denoiser.embed(left / num_steps)
         for place in range(num_steps):

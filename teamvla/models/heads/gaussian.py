@@ -116,7 +116,7 @@ class GaussianMLPActionHead(ActionHead):
         """
         mean, log_std = self.normals(features)
         if generator is not None:
-            mean = mean + log_std.exp() * self.noise(features, generator)
+            mean = mean + log_std.exp() * self.noise(features, generator)[0]
         return self._squash(mean)
 
     def log_prob(self, features: Features | Tensor, actions: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class GaussianMLPActionHead(ActionHead):
         return raw.tanh() if self.config.squashed else raw
 
     def _bounded(self, raw: Tensor) -> Tensor:
-        """Softly within the bounds, which leaves numbers well inside as they are."""
+        """Softly within the bounds: far from both, where they are far apart, about as it is."""
         least, most = self.config.min_log_std, self.config.max_log_std
         capped = most - functional.softplus(most - raw)
         # The share of the last softplus makes the upper bound exact again.

@@ -28,6 +28,17 @@ class TransformerHeadConfig(RegressionConfig):
         default="continuous",
         description="continuous: numbers; binned: each a choice among num_bins, by cross-entropy.",
     )
+    loss_type: Literal["huber", "l1", "mse"] = Field(
+        default="huber", description="continuous: what is minimised: huber, l1 or mse."
+    )
+    huber_delta: float = Field(
+        default=0.02,
+        gt=0,
+        description="continuous, huber: where square turns straight, in normalised units.",
+    )
+    gripper_weight: float = Field(
+        default=0.05, ge=0, description="continuous: weight of the cross-entropy of the grippers."
+    )
     num_bins: int = Field(default=256, ge=2, description="binned: equal parts of [-1, 1].")
     hidden_dim: int = Field(default=256, ge=1, description="Width of the tokens.")
     num_heads: int = Field(default=4, ge=1, description="Attention heads; divides hidden_dim.")
@@ -101,13 +112,14 @@ class TransformerActionHead(RegressionHead):
         target = hold_last(target, is_pad)
         if not self.binned:
             return self.regression(self.teacher_forced(features, target), target, is_pad)
-        logits = self.teacher_forced(features, self.centres(self.bins(target)))
+        bins = self.bins(target)
+        logits = self.teacher_forced(features, self.centres(bins))
         surprise = functional.cross_entropy(
-            logits.flatten(0, 2), self.bins(target).flatten(), reduction="none"
+            logits.flatten(0, 2), bins.flatten(), reduction="none"
         ).view_as(target)
         # No bin stands for what is no number, and it must not pass for one.
         entropy = masked_mean(surprise.where(target.isfinite(), torch.nan), is_pad)
-        return HeadLoss(entropy, {"action": entropy})
+        return HeadLoss(entropy, {"entropy": entropy})
 
     def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
         """See :meth:`ActionHead.sample`.

@@ -1,0 +1,92 @@
+"""A batch for a policy from what an environment or a caller has.
+
+Shapes: B batch, V cameras, S state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from teamvla.contract import Contract
+from teamvla.errors import ContractError
+
+#: what is asked of the tensors of an observation, and how many dimensions that is
+_DIMENSIONS = {"state": ("[B,S]", (2,)), "image": ("[B,V,C,H,W] or [B,C,H,W]", (4, 5))}
+
+
+def required(contract: Contract | None) -> Contract:
+    """The contract of a policy; ContractError if it was made for plain tensors."""
+    if contract is None:
+        mend = "Make it with contract=..., such as that of an environment or a dataset."
+        raise ContractError("policy", "one made for a contract", "plain sizes", mend)
+    return contract
+
+
+def batch_of(
+    obs: Mapping[str, Any],
+    language: str | Sequence[str] | None,
+    contract: Contract | None,
+    device: torch.device,
+    last: NDArray[Any] | None = None,
+) -> dict[str, Any]:
+    """``observations`` of tensors on ``device`` and ``language``, an instruction for each row.
+
+    Args:
+        obs: an environment's observation (NumPy arrays by field name), which makes one row; or
+            ``image`` and ``state`` as tensors, arrays or lists.
+        language: instruction(s); left out, the observation's own ``instruction``.
+        contract: which fields an environment's observation has.
+        device: where the tensors go.
+        last: the joined command before this observation; see :meth:`Contract.measured_state`.
+
+    Raises:
+        ContractError: the observation is something else, or there is no contract to read it by.
+    """
+    if "state" in obs or "image" in obs:
+        given = {key: _batched(key, obs[key]) for key in _DIMENSIONS if key in obs}
+        given |= {key: x for key, x in obs.items() if key not in given and torch.is_tensor(x)}
+    else:
+        given = _one_row(obs, required(contract), last)
+    observations = {key: value.to(device) for key, value in given.items()}
+    counts = {key: value.shape[0] for key, value in observations.items() if key in _DIMENSIONS}
+    rows = next(iter(counts.values()))
+    if any(count != rows for count in counts.values()):
+        raise ContractError("observations", "as many rows of each", f"{counts}")
+    language = obs.get("instruction", "") if language is None else language
+    texts = [language] * rows if isinstance(language, str) else list(language)
+    if len(texts) != rows:
+        raise ContractError("language", f"{rows}, one for each row", f"{len(texts)}")
+    return {"observations": observations, "language": texts}
+
+
+def _one_row(
+    obs: Mapping[str, Any], contract: Contract, last: NDArray[Any] | None
+) -> dict[str, Tensor]:
+    tensors = {"state": torch.from_numpy(contract.measured_state(obs, last))[None]}
+    if missing := [camera.field for camera in contract.cameras if camera.field not in obs]:
+        fields = ", ".join(sorted(obs))
+        raise ContractError("observation", f"field {missing[0]!r}", fields)
+    if contract.cameras:
+        pictures = np.stack([obs[camera.field] for camera in contract.cameras])
+        tensors["image"] = torch.from_numpy(pictures).permute(0, 3, 1, 2)[None]
+    return tensors
+
+
+def _batched(name: str, given: Any) -> Tensor:
+    """A tensor of a batch from what the caller has; ContractError if it is none."""
+    expected, dimensions = _DIMENSIONS[name]
+    try:
+        # A copy: arrays that must not be written make tensors only with a warning.
+        batch = given if torch.is_tensor(given) else torch.from_numpy(np.array(given, order="C"))
+    except (TypeError, ValueError):
+        raise ContractError(f"observations[{name!r}]", expected, "no numbers") from None
+    if batch.dim() not in dimensions:
+        got = f"shape {tuple(batch.shape)}"
+        raise ContractError(f"observations[{name!r}]", expected, got, "Its first is the batch's.")
+    return batch
