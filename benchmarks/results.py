@@ -34,8 +34,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from costs import chunk_milliseconds
 from filelock import FileLock
-from inference import chunk_milliseconds
 from results_conditions import CONDITIONS
 from results_tables import tables
 

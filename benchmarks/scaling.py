@@ -28,8 +28,9 @@ TABLE = {
 
 def parameters(width: int, heads: int, layers: int, language: str = "characters") -> int:
     """How many numbers such a policy learns."""
+    settings = {"type": language, "embed_dim": width, "num_heads": heads, "mlp_ratio": 4.0,
+                "max_text_len": 64}  # fmt: skip
     words = {"vocab_size": 1000} if language == "words" else {}
-    settings = {"type": language, "embed_dim": width, "num_heads": heads, "mlp_ratio": 4.0}
     with torch.device("meta"):
         policy = ModelRegistry.create(
             "vla",

@@ -167,5 +167,10 @@ class Registry(Generic[T]):
 
             self._announced = True
             for point in entry_points(group=self._group):
-                self._targets.setdefault(point.name, point.value)
+                ours = self._targets.setdefault(point.name, point.value)
+                if ours != point.value:
+                    _LOG.warning(
+                        "%s %r of an entry point, %s, is left out: the name is taken by %s",
+                        self.kind, point.name, point.value, ours,
+                    )  # fmt: skip
         return self._targets

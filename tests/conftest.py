@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 
 from teamvla.config import Project
+from teamvla.registry import Registry
 
 # The same examples every time: a suite that passed must not fail on a re-run.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -40,6 +41,17 @@ def lift_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record(Recorder(task, config, root, seed=0), episodes=4)
     build_index(root, config=IndexConfig(val_fraction=0.6))
     return root
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    from teamvla.models import registries
+    from teamvla.sim.tasks import TASKS
+
+    models = [value for value in vars(registries).values() if isinstance(value, Registry)]
+    for registry in (TASKS, *models):
+        monkeypatch.setattr(registry, "_targets", dict(registry._all()))
 
 
 @pytest.fixture

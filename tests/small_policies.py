@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -82,6 +83,28 @@ def make_batch(rows: int = 3, seed: int = 0, chunk: int = CHUNK) -> dict[str, An
         "action_is_pad": is_pad,
         "language": [("lift the tray", "hold", "lower the tray")[row % 3] for row in range(rows)],
     }
+
+
+#: parameters whose slope is zero, so that only rounding is left of it: of the keys' bias, which
+#: is the same for all keys, and softmax does not see what is added to all
+FLAT = r"k_proj\.bias$"
+#: and with a single token in the features, which gets all attention whatever is asked of it
+FLAT_ALONE = rf"{FLAT}|^heads\.\d+\.blocks\.\d+\.(norm_cross|cross\.[qk]_proj)\."
+#: between slopes of parameters that count, from 6e-8 on, and what rounding leaves, up to 4e-10
+LEAST_SLOPE = 5e-9
+
+
+def assert_slopes(policy: Policy, batch: dict[str, Any]) -> None:
+    """A finite slope of the loss for every parameter, and none is zero but where it must be."""
+    policy.train().loss(batch)["loss"].backward()
+    # ACT looks at its latent besides.
+    alone = policy.encode(batch)[0].tokens.mask.shape[1] == 1 and policy.config.head.type != "act"
+    flat = re.compile(FLAT_ALONE if alone else FLAT)
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        counts = bool(parameter.grad.abs().max() > LEAST_SLOPE)
+        assert counts != bool(flat.search(name)), name
 
 
 def rows_of(batch: dict[str, Any], *rows: int) -> dict[str, Any]:

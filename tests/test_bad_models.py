@@ -17,11 +17,19 @@ from teamvla.checkpoint import read_checkpoint, read_header, write_checkpoint
 from teamvla.cli.app import run
 from teamvla.config import Project
 from teamvla.errors import CheckpointError, ConfigError, ContractError, EpisodeError
+from teamvla.models.encoders.language import CharacterConfig, SimpleLanguageEncoder
 from teamvla.models.encoders.vision import ConvConfig, ConvEncoder
+from teamvla.models.fusion.concat import ConcatConfig, ConcatFusion
 from teamvla.models.heads.base import ActionHead, HeadConfig, HeadLoss
 from teamvla.models.heads.mlp import MLPActionHead, MLPHeadConfig
 from teamvla.models.loading import load_policy
-from teamvla.models.registries import ACTION_HEAD_REGISTRY, ENCODER_REGISTRY, MODELS
+from teamvla.models.registries import (
+    ACTION_HEAD_REGISTRY,
+    ENCODER_REGISTRY,
+    FUSION_REGISTRY,
+    MODELS,
+    TEXT_ENCODER_REGISTRY,
+)
 from teamvla.models.registry import ModelRegistry, register_model
 from teamvla.models.vla_singlebrain import SingleBrainConfig, SingleBrainVLA
 from teamvla.registry import Registry
@@ -33,18 +41,12 @@ from teamvla.train.trainer import sound
 
 LITTLE = (*SMALL, "model.fusion.hidden_dim=16", "trainer.epochs=1")
 TRAIN = [word for item in LITTLE for word in ("--set", item)]
+pytestmark = pytest.mark.usefixtures("registries")
 
 
 @pytest.fixture
 def project(lift_root: Path) -> Project:
     return Project.load("train_bc", LITTLE).replace("dataset", roots=[str(lift_root)])
-
-
-@pytest.fixture(autouse=True)
-def registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
-    for registry in (MODELS, ACTION_HEAD_REGISTRY, ENCODER_REGISTRY):
-        monkeypatch.setattr(registry, "_targets", dict(registry._targets))
 
 
 class MyHeadConfig(MLPHeadConfig):
@@ -61,6 +63,22 @@ class MyEncoderConfig(ConvConfig):
 
 class MyEncoder(ConvEncoder):
     Config = MyEncoderConfig
+
+
+class MyTextConfig(CharacterConfig):
+    type: Literal["mine"] = Field(default="mine", description="Somebody's own.")  # type: ignore[assignment]
+
+
+class MyText(SimpleLanguageEncoder):
+    Config = MyTextConfig
+
+
+class MyFusionConfig(ConcatConfig):
+    type: Literal["mine"] = Field(default="mine", description="Somebody's own.")  # type: ignore[assignment]
+
+
+class MyFusion(ConcatFusion):
+    Config = MyFusionConfig
 
 
 class MyPolicyConfig(SingleBrainConfig):
@@ -130,6 +148,11 @@ def test_settings_that_name_nothing_are_refused_where_they_stand(
             ["model.vision={type: vit, patch_size: 12, embed_dim: 16}"],
             "patch_size: expected a divisor of the picture's 32 x 32 pixels, got 12. "
             "The nearest that work are 8 or 16",
+        ),
+        (
+            ["model.chunk_size=1", "dataset.chunk_size=1"],
+            "model.execution.replan_every: expected at most chunk_size = 1, got 2. "
+            "Lower it, or predict longer chunks.",
         ),
         (
             ["model.chunk_size=200", "dataset.chunk_size=200"],
@@ -224,6 +247,8 @@ def test_looking_at_the_first_loss_draws_nothing(project, tmp_path):
         (MODELS, MyPolicy, ["model.type=mine"], "model 'mine'"),
         (ACTION_HEAD_REGISTRY, MyHead, ["model.head.type=mine"], "action head 'mine'"),
         (ENCODER_REGISTRY, MyEncoder, ["model.vision.type=mine"], "vision encoder 'mine'"),
+        (TEXT_ENCODER_REGISTRY, MyText, ["model.language.type=mine"], "text encoder 'mine'"),
+        (FUSION_REGISTRY, MyFusion, ["model.fusion.type=mine"], "fusion 'mine'"),
     ],
 )
 def test_a_checkpoint_of_a_part_that_is_not_installed_says_which(

@@ -89,8 +89,8 @@ def test_motion_of_one_joint_is_no_stall():
 
 def test_drift_below_the_tolerance_is_a_stall():
     chunker = ActionChunker(execution(stall_steps=3, stall_tolerance=0.05), K)
-    drive(chunker, 3, lambda tick: np.array([0.5, 0.5 + 0.02 * tick]))
-    assert chunker.open_loop
+    _, planned = drive(chunker, 7, lambda tick: np.array([0.5, 0.5 + 0.02 * tick]))
+    assert planned == [0, 2, 6]
 
 
 def test_stall_breaker_works_under_receding_execution():
@@ -104,11 +104,12 @@ def test_stall_breaker_works_under_receding_execution():
     ("values", "name"),
     [
         ({"replan_every": 5}, "replan_every"),
-        ({"mode": "receding", "n_action_steps": 5}, "n_action"),
+        ({"mode": "receding", "n_action_steps": 5}, "n_action_steps"),
     ],
 )
 def test_a_chunk_may_not_run_out(values, name):
-    with pytest.raises(ConfigError, match=f"execution.{name}.*at most chunk_size = 4, got 5"):
+    expected = f"model.execution.{name}: expected at most chunk_size = 4, got 5. Lower it, or"
+    with pytest.raises(ConfigError, match=f"^{expected}"):
         ActionChunker(execution(**values), K)
 
 

@@ -36,10 +36,9 @@ class MyHead(MLPActionHead):
 
 
 @pytest.fixture(autouse=True)
-def somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def somewhere(registries: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty current folder, and registries that forget what a test registers."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ACTION_HEAD_REGISTRY, "_targets", dict(ACTION_HEAD_REGISTRY._targets))
 
 
 def written(text: str) -> str:

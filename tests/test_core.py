@@ -269,20 +269,24 @@ def test_a_name_is_registered_once():
         registry.register("bc")(Mine)
 
 
-def test_other_packages_announce_theirs_but_never_replace_ours(monkeypatch):
+def test_other_packages_announce_theirs_but_never_replace_ours(monkeypatch, caplog):
     def announced(group):
         assert group == "teamvla.things"
         point = type("Point", (), {})
-        ours, theirs = point(), point()
+        ours, theirs, again = point(), point(), point()
         ours.name, ours.value = "path", "os:sep"
-        theirs.name, theirs.value = "separator", "os:sep"
-        return [ours, theirs]
+        for one in (theirs, again):  # installed twice, it is the same all the same
+            one.name, one.value = "separator", "os:sep"
+        return [ours, theirs, again]
 
     monkeypatch.setattr("importlib.metadata.entry_points", announced)
     registry = Registry("thing", {"path": "pathlib:Path"}, "teamvla.things")
     assert list(registry) == ["path", "separator"]
     assert registry.get("path") is Path
     assert registry.get("separator") == os.sep
+    assert caplog.messages == [
+        "thing 'path' of an entry point, os:sep, is left out: the name is taken by pathlib:Path"
+    ]
 
 
 # Logs.

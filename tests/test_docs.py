@@ -424,12 +424,10 @@ def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint(small_pro
 @pytest.mark.parametrize(
     "page", [PYTHON, FORMATS, ROBOT, RECORDING, SIMULATION, MODELS_PAGE], ids=lambda page: page.name
 )
+@pytest.mark.usefixtures("registries")  # what a page registers is known to it alone
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     monkeypatch.chdir(tmp_path)
-    # What a page registers is known to it alone.
-    for registry in (TASKS, MODELS, ACTION_HEAD_REGISTRY):
-        monkeypatch.setattr(registry, "_targets", dict(registry._targets))
     names: dict[str, Any] = {"__name__": "page"}
     printed = ""
     for block in blocks(page):

@@ -11,6 +11,7 @@ import torch
 from teamvla.config import Project
 from teamvla.data.dataloader import MultiTaskDataset
 from teamvla.errors import ConfigError, ContractError
+from teamvla.models.base import PolicyConfig
 from teamvla.models.encoders.language import PAD, UNKNOWN, build_text_encoder
 from teamvla.models.encoders.resnet import ResNetConfig, SpatialSoftmax
 from teamvla.models.encoders.vision import build_vision_encoder, forward_vision
@@ -24,6 +25,7 @@ from teamvla.models.encoders.words import (
     split_words,
 )
 from teamvla.models.loading import load_policy
+from teamvla.models.registries import ENCODER_REGISTRY
 from teamvla.train.runs import save, start_run
 
 SMALL_VIT = ViTConfig(patch_size=8, embed_dim=32, num_heads=2, num_layers=2)
@@ -343,7 +345,11 @@ def test_vocabulary_of_a_training_is_in_its_checkpoint(small_project, tmp_path):
     assert policy.language.words == list(expected)
 
 
-def test_configuration_names_each_encoder():
-    for vision in ("cnn", "resnet", "vit"):
-        project = Project.load("train_bc", (f"model.vision.type={vision}",))
-        assert project.resolved()["model"]["vision"]["type"] == vision
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("cnn", (16, 32)), ("resnet", (16, 64)), ("vit", (5, 256))]
+)
+def test_configuration_names_each_encoder(name, tokens):
+    model = Project.load("train_bc", (f"model.vision.type={name}",)).section("model", PolicyConfig)
+    encoder = build_vision_encoder(model.vision, (3, 32, 32))
+    assert type(encoder) is ENCODER_REGISTRY.get(name)
+    assert forward_vision(encoder, pictures(2, 3, 32, 32)).shape == (2, *tokens)

@@ -1,4 +1,4 @@
-"""Parts of other packages: a head, an encoder and a policy that this package has never heard of."""
+"""Parts of other packages: one of each kind that this package has never heard of."""
 
 from __future__ import annotations
 
@@ -89,6 +89,60 @@ class MeanColour(VisionBackbone):
     def pooling(self):
         return nn.Flatten(-2)
 ''',
+    "partner_parts/text.py": '''
+from typing import Literal
+import torch
+from pydantic import Field
+from torch import nn
+from teamvla.models.encoders.base import EncoderConfig, TextEncoder
+
+
+class LengthConfig(EncoderConfig):
+    type: Literal["length"] = Field(default="length", description="How long it is.")
+
+
+class Length(TextEncoder):
+    """An instruction's length, the only token."""
+
+    Config = LengthConfig
+
+    def __init__(self, config, statistics=None):
+        super().__init__(config, statistics)
+        self.dim = 4
+        self.layer = nn.Linear(1, self.dim)
+
+    def tokenize(self, texts):
+        lengths = torch.tensor([[len(text)] for text in texts])
+        return {"input_ids": lengths, "attention_mask": torch.ones_like(lengths, dtype=torch.bool)}
+
+    def forward(self, input_ids, attention_mask):
+        return self.layer(input_ids[..., None] / 100)
+''',
+    "partner_parts/fusion.py": '''
+from typing import Literal
+from pydantic import Field
+from torch import nn
+from teamvla.models.features import Features
+from teamvla.models.fusion.base import Fusion, FusionConfig
+
+
+class FeltConfig(FusionConfig):
+    type: Literal["felt"] = Field(default="felt", description="The state alone.")
+
+
+class Felt(Fusion):
+    """The state and the words added up; pictures are not looked at."""
+
+    Config = FeltConfig
+    dim = 16
+
+    def __init__(self, config, vision, num_cameras, text, state_dim):
+        super().__init__(config, vision, num_cameras, text, state_dim)
+        self.state, self.text = nn.Linear(state_dim, self.dim), nn.Linear(text.dim, self.dim)
+
+    def forward(self, seen):
+        return Features.of(self.state(seen.state) + self.text(seen.text.mean()))
+''',
     "partner_parts/policy.py": '''
 from typing import Annotated, Literal
 from pydantic import Field
@@ -120,6 +174,10 @@ partner = partner_parts.policy:PartnerPolicy
 tied = partner_parts.head:TiedHead
 [teamvla.encoders]
 mean_colour = partner_parts.encoder:MeanColour
+[teamvla.text_encoders]
+length = partner_parts.text:Length
+[teamvla.fusions]
+felt = partner_parts.fusion:Felt
 """,
 }  # fmt: skip
 PROJECT = """
@@ -127,6 +185,8 @@ extends: train_bc
 model:
   type: partner
   vision: {type: mean_colour}
+  language: {type: length}
+  fusion: {type: felt}
   head: {type: tied, width: 24}
 loss: {collision: 0.0}
 """
@@ -152,7 +212,7 @@ batch["actions"][:] = batch["actions"][:, :1]
 before = policy.loss(batch)["loss"].item()
 train(policy, batch, 60, lr=3e-3)
 chunk = policy.predict_action_chunk(batch["observations"], batch["language"])
-parts = [policy, policy.vision, policy.heads[0]]
+parts = [policy, policy.vision, policy.language, policy.fusion, policy.heads[0]]
 print(json.dumps({
     "check": said,
     "loss": [before, policy.loss(batch)["loss"].item()],
@@ -165,6 +225,8 @@ REFUSED = {
     "model.head.width=0": "model.head.width: input should be greater than or equal to 1, got 0",
     "model.head.type=teid": "no such choice, got 'teid'; did you mean 'tied'?",
     "model.vision.type=mean_color": "got 'mean_color'; did you mean 'mean_colour'?",
+    "model.language.type=lenght": "got 'lenght'; did you mean 'length'?",
+    "model.fusion.type=feld": "got 'feld'; did you mean 'felt'?",
     "model.type=parner": "Did you mean 'partner'?",
 }
 
@@ -206,7 +268,7 @@ def test_what_is_wrong_with_them_is_answered_as_with_ones_own(session, override)
 
 
 def test_the_parts_of_another_package_are_built_and_learn(session):
-    assert session["parts"] == ["PartnerPolicy", "MeanColour", "TiedHead"]
+    assert session["parts"] == ["PartnerPolicy", "MeanColour", "Length", "Felt", "TiedHead"]
     before, after = session["loss"]
     assert after < before / 2
     assert session["tied"]
@@ -239,8 +301,8 @@ class HalfHead(RegressionHead):
         return self.finish(raw.reshape(-1, self.chunk_size, self.action_dim))
 
 
-def test_a_head_is_entered_in_the_registry_as_in_a_dictionary(monkeypatch):
-    monkeypatch.setattr(ACTION_HEAD_REGISTRY, "_targets", dict(ACTION_HEAD_REGISTRY._targets))
+@pytest.mark.usefixtures("registries")
+def test_a_head_is_entered_in_the_registry_as_in_a_dictionary():
     ACTION_HEAD_REGISTRY["my_head"] = HalfHead
     assert "my_head" in ACTION_HEAD_REGISTRY
     assert ACTION_HEAD_REGISTRY["my_head"] is HalfHead
@@ -250,8 +312,8 @@ def test_a_head_is_entered_in_the_registry_as_in_a_dictionary(monkeypatch):
     assert train(policy, batch, 40, lr=3e-3).loss(batch)["loss"].item() < before / 2
 
 
-def test_a_name_is_given_once_and_an_unknown_one_answered_with_the_nearest(monkeypatch):
-    monkeypatch.setattr(ACTION_HEAD_REGISTRY, "_targets", dict(ACTION_HEAD_REGISTRY._targets))
+@pytest.mark.usefixtures("registries")
+def test_a_name_is_given_once_and_an_unknown_one_answered_with_the_nearest():
     ACTION_HEAD_REGISTRY["my_head"] = HalfHead
     with pytest.raises(RegistryError, match="Did you mean 'my_head'"):
         ACTION_HEAD_REGISTRY["my_haed"]

@@ -154,7 +154,7 @@ def test_actions_left_at_the_last_step_are_warned_of(caplog):
         ({"num_inference_steps": 15}, "100 is not divisible by num_inference_steps 15"),
         ({"num_inference_steps": 0}, "greater than or equal to 1"),
         ({"beta_start": 0.5}, "beta_start 0.5 is above beta_end 0.02"),
-        ({"denoiser": "transformer", "num_heads": 5}, "128 is not divisible by num_heads 5"),
+        ({"denoiser": "transformer", "num_heads": 5}, "num_heads 5 must divide hidden_dim 128"),
         ({"prediction_type": "x0"}, "'sample', 'epsilon' or 'v_prediction'"),
     ],
 )

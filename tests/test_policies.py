@@ -14,6 +14,7 @@ from small_policies import (
     HEADS,
     POLICIES,
     STATISTICS,
+    assert_slopes,
     make,
     make_batch,
     rows_of,
@@ -52,11 +53,7 @@ def test_a_finite_gradient_reaches_every_parameter(name, head):
     torch.manual_seed(0)
     policy, batch = make(name, head), make_batch()
     train(policy, batch)  # blocks that start as the identity pass nothing on at first
-    policy.train().loss(batch)["loss"].backward()
-    for parameter_name, parameter in policy.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert parameter.grad.isfinite().all(), parameter_name
-        assert parameter.grad.abs().max() > 0, parameter_name
+    assert_slopes(policy, batch)
 
 
 def lost(policy: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from teamvla.errors import ConfigError, RegistryError
-from teamvla.models import MODELS, ModelRegistry, PolicyConfig, register_model
+from teamvla.models import ModelRegistry, PolicyConfig, register_model
 from teamvla.models.bc import BCConfig
 from teamvla.models.vla import VLAConfig
 
@@ -36,9 +36,8 @@ def test_models_are_created_by_name():
     assert model.predict({"image": torch.rand(3, 3, 64, 64)}).shape == (3, 4)
 
 
-def test_a_module_of_ones_own_can_be_registered(monkeypatch):
-    monkeypatch.setattr(MODELS, "_targets", dict(MODELS._targets))
-
+@pytest.mark.usefixtures("registries")
+def test_a_module_of_ones_own_can_be_registered():
     @register_model("my_model")
     class MyModel(nn.Module):
         def __init__(self, state_dim: int = 20, action_dim: int = 4, **kwargs: Any) -> None:
@@ -247,6 +246,8 @@ def test_words_have_a_vocabulary(caplog):
         ("vla", {"patch_size": 24}, "patch_size: expected a divisor of the picture's 128 x 128"),
         ("vla", {"action_horizon": 0}, "model.action_horizon: .*greater than or equal to 1"),
         ("vla", {"action_dim": 0}, "action_dim: expected a whole number, at least 1"),
+        ("vla", {"image_channels": 3, "in_channels": 1},
+         "argument in_channels: another spelling of image_channels: give one of them"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_parameter_is_said(model, settings, said):
@@ -308,9 +309,10 @@ def test_words_alone_are_statistics():
     assert model.language.words == ["go"]
 
 
-def test_a_module_that_is_no_policy_is_refused_where_one_is_needed(monkeypatch):
-    monkeypatch.setattr(MODELS, "_targets", {**MODELS._targets, "mine": nn.Linear})
-    with pytest.raises(RegistryError, match=r"Subclass teamvla\.models\.Policy"):
+@pytest.mark.usefixtures("registries")
+def test_a_module_that_is_no_policy_is_refused_where_one_is_needed():
+    register_model("mine")(nn.Linear)
+    with pytest.raises(RegistryError, match="got Linear, which is neither"):
         PolicyConfig.choose({"type": "mine"})
 
 

@@ -8,14 +8,37 @@ Shapes: B batch, N M tokens, D width.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from teamvla.config import Settings
 from teamvla.models.features import Tokens
 
 #: keys and values of a context, each [B,heads,M,D/heads]
 KeysValues = tuple[Tensor, Tensor]
+
+
+def require_heads(num_heads: int, name: str, width: int) -> None:
+    """ValueError unless the heads divide the width of that name."""
+    if width % num_heads:
+        raise ValueError(f"num_heads {num_heads} must divide {name} {width}")
+
+
+class AttentionSettings(Settings):
+    """Settings of every transformer over tokens of width ``embed_dim``."""
+
+    embed_dim: int = Field(default=256, ge=1, description="Width of a token.")
+    num_heads: int = Field(default=4, ge=1, description="Attention heads; divides embed_dim.")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs / embed_dim.")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        require_heads(self.num_heads, "embed_dim", self.embed_dim)
+        return self
 
 
 class Attention(nn.Module):

@@ -35,16 +35,22 @@ from teamvla.seeds import Domain, integer
 _LOG = logging.getLogger(__name__)
 
 
+#: K, by any of its names
+ChunkSize = Annotated[
+    int,
+    Field(
+        ge=1,
+        validation_alias=AliasChoices("chunk_size", "action_horizon", "horizon"),
+        description="K: how many actions are predicted at once.",
+    ),
+]
+
+
 class PolicyConfig(Settings):
     """Settings that all policies share; ``type`` decides whose are the others."""
 
     type: str = Field(default="single_brain", description="Name of the model.")
-    chunk_size: int = Field(
-        default=16,
-        ge=1,
-        validation_alias=AliasChoices("chunk_size", "action_horizon", "horizon"),
-        description="K: how many actions are predicted at once.",
-    )
+    chunk_size: ChunkSize = 16
     head: Annotated[HeadConfig, ByType(ACTION_HEAD_REGISTRY, "mlp")] = MLPHeadConfig()
     normalization: NormalizationConfig = NormalizationConfig()
     execution: ExecutionConfig = ExecutionConfig()
@@ -62,7 +68,7 @@ class PolicyConfig(Settings):
 
     @classmethod
     def variants(cls) -> list[builtins.type[Settings]]:
-        kinds = [kind.Config for kind in MODELS.loadable() if _is_policy(kind)]
+        kinds = [kind.Config for kind in MODELS.loadable() if is_policy(kind)]
         return cast(list[builtins.type[Settings]], list(dict.fromkeys(kinds)))
 
 
@@ -333,20 +339,25 @@ def build_policy(
         return kind(config, contract, statistics, loss)
 
 
-def _is_policy(kind: Any) -> TypeGuard[type[Policy]]:
+def is_policy(kind: Any) -> TypeGuard[type[Policy]]:
+    """Whether a registered model is a :class:`Policy`; it may be any class or function."""
     return isinstance(kind, type) and issubclass(kind, Policy)
 
 
 def _policy_kind(name: str) -> type[Policy]:
     kind: Any = MODELS.get(name)
-    if not _is_policy(kind):
-        raise RegistryError(
-            f"model {name!r}",
-            "a Policy",
-            f"{getattr(kind, '__name__', kind)}, which is none",
-            "Subclass teamvla.models.Policy: docs/models.md.",
-        )
-    return kind
+    if is_policy(kind):
+        return kind
+    if isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "predict"):
+        from teamvla.models.adapter import AdaptedModel  # it is a Policy itself
+
+        return AdaptedModel
+    raise RegistryError(
+        f"model {name!r}",
+        "a Policy, or an nn.Module with forward and predict",
+        f"{getattr(kind, '__name__', kind)}, which is neither",
+        "docs/models.md tells how to write one.",
+    )
 
 
 def _other_chunk(expected: tuple[int, int], given: torch.Size) -> ConfigError:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from teamvla.config.bytype import ByType
+from teamvla.models.base import ChunkSize
 from teamvla.models.chunking import ExecutionConfig
 from teamvla.models.composed import ComposedConfig, ComposedPolicy
 from teamvla.models.encoders.base import EncoderConfig
@@ -50,12 +51,7 @@ class BCConfig(ComposedConfig):
     """
 
     type: Literal["bc"] = Field(default="bc", description="State, and if wanted pictures.")
-    chunk_size: int = Field(
-        default=1,
-        ge=1,
-        validation_alias=AliasChoices("chunk_size", "action_horizon", "horizon"),
-        description="K: how many actions are predicted at once.",
-    )
+    chunk_size: ChunkSize = 1
     vision: Annotated[EncoderConfig | None, ByType(ENCODER_REGISTRY, "cnn", optional=True)] = Field(
         default=None, description="Encoder of pictures; null: no look at them."
     )

@@ -71,8 +71,11 @@ class ActionChunker:
         name = "replan_every" if config.mode == "ensemble" else "n_action_steps"
         self._period: int = getattr(config, name)
         if self._period > chunk_size:
-            where = f"execution.{name}"
-            raise ConfigError(where, f"at most chunk_size = {chunk_size}", f"{self._period}")
+            where = f"model.execution.{name}"
+            raise ConfigError(
+                where, f"at most chunk_size = {chunk_size}", f"{self._period}",
+                "Lower it, or predict longer chunks.",
+            )  # fmt: skip
         self._recent: deque[Array] = deque(maxlen=max(config.stall_steps, 1))
         self.reset()
 
@@ -88,11 +91,6 @@ class ActionChunker:
     def wants_chunk(self) -> bool:
         """Whether :meth:`add` has to be called before :meth:`next_action`."""
         return self._tick >= self._next_plan
-
-    @property
-    def open_loop(self) -> bool:
-        """Whether a stall is being broken: a whole chunk is executed without looking."""
-        return self._open_loop
 
     def observe(self, state: Array) -> None:
         """Note the measured state [D]; plan anew, for a whole chunk, if nothing has moved."""

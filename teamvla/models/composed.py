@@ -22,6 +22,7 @@ from teamvla.models.features import Features, Modalities, Tokens
 from teamvla.models.fusion.base import FusionConfig
 from teamvla.models.fusion.concat import ConcatConfig
 from teamvla.models.losses import LossConfig
+from teamvla.models.observations import texts_of
 from teamvla.models.registries import ENCODER_REGISTRY, FUSION_REGISTRY, TEXT_ENCODER_REGISTRY
 from teamvla.models.spaces import Spaces
 
@@ -83,7 +84,7 @@ class SensingPolicy(Policy):
         """What the encoders make of a batch; None where the policy has no such input.
 
         Raises:
-            ContractError: the batch lacks an input that the policy has.
+            ContractError: the batch lacks an input that the policy has, or has it for other rows.
         """
         observations = batch["observations"]
         rows = next(iter(observations.values())).shape[0]
@@ -105,7 +106,8 @@ class SensingPolicy(Policy):
     def _read(self, batch: Mapping[str, Any], rows: int) -> Tokens | None:
         if self.language is None:
             return None
-        return self.language.encode(batch.get("language") or [""] * rows)
+        language = batch.get("language")
+        return self.language.encode(texts_of("" if language is None else language, rows))
 
     def _felt(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         if not self.feels:

@@ -7,7 +7,9 @@
     | token, position and query embedding        | truncated normal, std 0.02          |      |
     | linear from a condition to FiLM's scales   | normal, std 2/sqrt(fan in)          | 0    |
     | LayerNorm, GroupNorm                       | 1                                   | 0    |
-    | last linear of a residual MLP block        | 0: the block starts as the identity | 0    |
+    | last linear of a residual MLP block, and   | 0: it starts as the identity        | 0    |
+    | of listening to messages                   |                                     |      |
+    | logarithm of spatial softmax' temperature  | 0                                   |      |
 
 The first row is PyTorch's own default, so that only the other rows need code.
 """

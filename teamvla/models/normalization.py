@@ -103,10 +103,6 @@ class Normalizer(nn.Module):
             raise ContractError("observations['state']", expected, got)
         return (state - self.state_mean) / self.state_std
 
-    def denormalize_state(self, state: Tensor) -> Tensor:
-        """The inverse of :meth:`normalize_state`."""
-        return state * self.state_std + self.state_mean
-
 
 def _action_range(
     config: NormalizationConfig, spaces: Spaces, statistics: Mapping[str, Any]

@@ -59,10 +59,19 @@ def batch_of(
     if any(count != rows for count in counts.values()):
         raise ContractError("observations", "as many rows of each", f"{counts}")
     language = obs.get("instruction", "") if language is None else language
+    return {"observations": observations, "language": texts_of(language, rows)}
+
+
+def texts_of(language: str | Sequence[str], rows: int) -> list[str]:
+    """An instruction for each row; one that is not in a list is that of all.
+
+    Raises:
+        ContractError: there are more or fewer.
+    """
     texts = [language] * rows if isinstance(language, str) else list(language)
     if len(texts) != rows:
         raise ContractError("language", f"{rows}, one for each row", f"{len(texts)}")
-    return {"observations": observations, "language": texts}
+    return texts
 
 
 def _one_row(

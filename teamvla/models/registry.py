@@ -10,7 +10,7 @@ from torch import nn
 from teamvla.config.explain import explain
 from teamvla.config.source import Address, Mark, Source
 from teamvla.errors import ConfigError
-from teamvla.models.base import Policy, PolicyConfig, build_policy
+from teamvla.models.base import Policy, PolicyConfig, build_policy, is_policy
 from teamvla.models.registries import MODELS
 from teamvla.models.spaces import Spaces
 
@@ -55,7 +55,7 @@ class ModelRegistry:
             ConfigError: a setting is wrong, or a size is missing.
         """
         kind = MODELS.get(name)
-        if not issubclass(kind, Policy):
+        if not is_policy(kind):
             return kind(**arguments)
         around = {key: arguments.pop(key) for key in _AROUND if key in arguments}
         contract = arguments.pop("contract", None) or _plain(kind, name, arguments)
@@ -64,10 +64,12 @@ class ModelRegistry:
 
 
 def _plain(kind: type[Policy], name: str, arguments: dict[str, Any]) -> Spaces:
-    given = dict(kind.SIZES)
-    given |= {
-        size: arguments.pop(spelling) for spelling, size in _SIZES.items() if spelling in arguments
-    }
+    given, said = dict(kind.SIZES), set(arguments)
+    for spelling in [argument for argument in arguments if argument in _SIZES]:
+        size = _SIZES[spelling]
+        if spelling != size and size in said:
+            raise ConfigError(f"argument {spelling}: another spelling of {size}: give one of them")
+        given[size] = arguments.pop(spelling)
     if "action_dim" not in given:
         mend = "Pass contract=..., such as that of an environment or a dataset, or action_dim=..."
         raise ConfigError(f"model {name!r}", "a contract or sizes", "neither", mend)

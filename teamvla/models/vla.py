@@ -9,9 +9,10 @@ import logging
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 
 from teamvla.config.bytype import ByType
+from teamvla.models.base import ChunkSize
 from teamvla.models.chunking import ExecutionConfig
 from teamvla.models.composed import ComposedConfig, ComposedPolicy
 from teamvla.models.encoders.base import EncoderConfig
@@ -56,12 +57,7 @@ class VLAConfig(ComposedConfig):
     """
 
     type: Literal["vla"] = Field(default="vla", description="Transformers throughout.")
-    chunk_size: int = Field(
-        default=1,
-        ge=1,
-        validation_alias=AliasChoices("chunk_size", "action_horizon", "horizon"),
-        description="K: how many actions are predicted at once.",
-    )
+    chunk_size: ChunkSize = 1
     vision: Annotated[EncoderConfig | None, ByType(ENCODER_REGISTRY, "vit", optional=True)] = Field(
         default=ViTConfig(), description="Encoder of pictures; null: no look at them."
     )

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError
-from teamvla.models.attention import Attention
+from teamvla.models.attention import Attention, require_heads
 from teamvla.models.blocks import ResidualBlock
 from teamvla.models.composed import SensingConfig, SensingPolicy
 from teamvla.models.features import Features, Modalities
@@ -46,8 +46,7 @@ class MsgPassingConfig(SensingConfig):
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> MsgPassingConfig:
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} must divide hidden_dim {self.hidden_dim}")
+        require_heads(self.num_heads, "hidden_dim", self.hidden_dim)
         return self
 
 

@@ -85,12 +85,12 @@ def _describe(run: Run) -> str:
     count = sum(p.numel() for p in policy.parameters())
     size = f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"
     model = policy.config.model_dump()
-    parts = [model[name]["type"] for name in PARTS if model.get(name)]
+    parts = ", ".join(model[name]["type"] for name in PARTS if model.get(name))
+    name = f"{policy.config.type} ({parts})" if parts else policy.config.type
     precision = "bf16 autocast" if run.learner.autocast else "fp32"
     steps = len(run.train_loader.dataset)
     return (
-        f"{policy.config.type} ({', '.join(parts)}), {size} parameters on {steps} steps, "
-        f"{run.learner.device}, "
+        f"{name}, {size} parameters on {steps} steps, {run.learner.device}, "
         f"{precision}, {torch.get_num_threads()} threads, in {run.folder}"
     )
 

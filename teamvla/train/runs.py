@@ -27,6 +27,7 @@ from teamvla.files import check_folder, publish
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import resolve_device
 from teamvla.models.encoders.words import instruction_words
+from teamvla.models.heads.base import HeadConfig
 from teamvla.models.losses import LossConfig, needs_geometry, require_geometry
 from teamvla.train.checkpoints import (
     init_from,
@@ -198,10 +199,15 @@ def _tell_what_is_left_out(run: Run) -> None:
     asked = [name for name in ("sync", "collision") if getattr(loss, name)]
     if missing := [name for name in asked if name not in computed]:
         _LOG.warning(
-            "%s left out: head %r predicts no actions while it is trained. To say so: %s",
-            " and ".join(f"loss.{name}" for name in missing), policy.config.head.type,
+            "%s left out: %s predicts no actions while it is trained. To say so: %s",
+            " and ".join(f"loss.{name}" for name in missing), _predictor(policy),
             " ".join(f"--set loss.{name}=0" for name in missing),
         )  # fmt: skip
+
+
+def _predictor(policy: Policy) -> str:
+    head: HeadConfig | None = policy.config.head
+    return f"model {policy.config.type!r}" if head is None else f"head {head.type!r}"
 
 
 def _build_learner(

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from teamvla.models.attention import TransformerBlock
+from teamvla.models.attention import AttentionSettings, TransformerBlock
 from teamvla.models.encoders.base import EncoderConfig, TextEncoder
 from teamvla.models.features import Tokens
 from teamvla.models.initialization import init_transformer
@@ -26,20 +26,13 @@ VOCABULARY_SIZE = len(CHARACTERS) + 2
 _IDS = {character: place for place, character in enumerate(CHARACTERS, start=2)}
 
 
-class TextConfig(EncoderConfig):
+class TextConfig(AttentionSettings, EncoderConfig):
     """Settings that the transformers over characters and over words share."""
 
     embed_dim: int = Field(default=64, ge=1, description="Width of a token.")
-    num_heads: int = Field(default=4, ge=1, description="Attention heads; divides embed_dim.")
     num_layers: int = Field(default=2, ge=0, description="Transformer blocks.")
     mlp_ratio: float = Field(default=2.0, gt=0, description="Hidden width of the MLPs / embed_dim.")
     max_text_len: int = Field(default=96, ge=1, description="Tokens that are read of a text.")
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> TextConfig:
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}")
-        return self
 
 
 class CharacterConfig(TextConfig):

@@ -15,8 +15,6 @@ from torch.nn import functional
 from teamvla.models.encoders.base import EncoderConfig, VisionBackbone
 from teamvla.models.encoders.vision import FlattenPooling, GroupNorm, as_tokens
 
-_GROUPS = 8
-
 
 class ResNetConfig(EncoderConfig):
     """Settings of :class:`ResNetEncoder`."""
@@ -53,10 +51,10 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            GroupNorm(_GROUPS, outputs),
+            GroupNorm(outputs),
             nn.ReLU(inplace=True),
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            GroupNorm(_GROUPS, outputs),
+            GroupNorm(outputs),
         )
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:

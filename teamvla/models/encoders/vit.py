@@ -8,31 +8,22 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from teamvla.errors import ConfigError
-from teamvla.models.attention import TransformerBlock
+from teamvla.models.attention import AttentionSettings, TransformerBlock
 from teamvla.models.encoders.base import EncoderConfig, VisionBackbone
 from teamvla.models.initialization import embedding, init_transformer
 
 
-class ViTConfig(EncoderConfig):
+class ViTConfig(AttentionSettings, EncoderConfig):
     """Settings of :class:`VisionEncoder`."""
 
     type: Literal["vit"] = Field(default="vit", description="Vision transformer.")
     patch_size: int = Field(default=16, ge=1, description="Side of a patch, pixels.")
-    embed_dim: int = Field(default=256, ge=1, description="Width of a token.")
-    num_heads: int = Field(default=4, ge=1, description="Attention heads; divides embed_dim.")
     num_layers: int = Field(default=4, ge=1, description="Transformer blocks.")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs / embed_dim.")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="Rate behind each part of a block.")
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> ViTConfig:
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}")
-        return self
 
 
 class PatchEmbedding(nn.Module):

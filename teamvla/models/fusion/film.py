@@ -85,10 +85,12 @@ class FilmFusion(ConcatFusion):
         self.by_state = bool(state_dim) and (config.film_state or not self.by_text)
         condition = (text.dim if text is not None else 0) + (state_dim if self.by_state else 0)
         self.film = nn.ModuleList()
-        if vision is not None and condition:
+        # The norm over all places makes nothing of a single one.
+        places = num_cameras * vision.num_tokens if vision is not None else 0
+        if vision is not None and places > 1 and condition:
             self.film.extend(FilmBlock(vision.dim, condition) for _ in range(config.film_blocks))
         else:
-            _LOG.info("film: no pictures, or neither words nor a state to modulate them by")
+            _LOG.info("film: at most one token of pictures, or neither words nor a state for them")
 
     def forward(self, seen: Modalities) -> Features:
         """See :meth:`Fusion.forward`."""

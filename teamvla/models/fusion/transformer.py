@@ -8,33 +8,24 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
-from teamvla.models.attention import TransformerBlock
+from teamvla.models.attention import AttentionSettings, TransformerBlock
 from teamvla.models.encoders.base import TextEncoder, VisionBackbone
 from teamvla.models.features import Features, Modalities, Tokens
 from teamvla.models.fusion.base import Fusion, FusionConfig
 from teamvla.models.initialization import embedding, init_transformer
 
 
-class TransformerFusionConfig(FusionConfig):
+class TransformerFusionConfig(AttentionSettings, FusionConfig):
     """Settings of :class:`TransformerFusion`."""
 
     type: Literal["transformer"] = Field(
         default="transformer", description="Attention among all tokens."
     )
-    embed_dim: int = Field(default=256, ge=1, description="Width of a token.")
-    num_heads: int = Field(default=4, ge=1, description="Attention heads; divides embed_dim.")
     num_layers: int = Field(default=2, ge=1, description="Transformer blocks.")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the MLPs / embed_dim.")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="Rate behind each part of a block.")
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> TransformerFusionConfig:
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}")
-        return self
 
 
 class TransformerFusion(Fusion):

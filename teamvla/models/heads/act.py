@@ -11,9 +11,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
-from teamvla.models.attention import TransformerBlock
+from teamvla.models.attention import TransformerBlock, require_heads
 from teamvla.models.features import Features, Tokens
-from teamvla.models.heads.base import HeadLoss, RegressionConfig, RegressionHead, hold_last
+from teamvla.models.heads.base import (
+    HeadLoss,
+    RegressionConfig,
+    RegressionHead,
+    as_features,
+    hold_last,
+)
 from teamvla.models.initialization import embedding, init_transformer
 
 
@@ -39,8 +45,7 @@ class ACTHeadConfig(RegressionConfig):
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> ACTHeadConfig:
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} must divide hidden_dim {self.hidden_dim}")
+        require_heads(self.num_heads, "hidden_dim", self.hidden_dim)
         return self
 
 
@@ -120,8 +125,9 @@ class ACTActionHead(RegressionHead):
         total = lost.total + self.config.kl_weight * kl if self.training else lost.total
         return HeadLoss(total, {**lost.parts, "kl": kl}, lost.predicted)
 
-    def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
+    def sample(self, features: Features | Tensor, generator: Generator | None = None) -> Tensor:
         """See :meth:`ActionHead.sample`; without a generator z is 0, the likeliest."""
+        features = as_features(features)
         summary = features.summary
         shape = (summary.shape[0], self.config.latent_dim)
         if generator is None:

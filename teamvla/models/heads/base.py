@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from teamvla.config import Settings
+from teamvla.errors import ConfigError
 from teamvla.models.features import Features
 from teamvla.models.losses import gripper_bce, huber_loss, masked_mean
 
@@ -53,6 +54,9 @@ class ActionHead(nn.Module, ABC):
         chunk_size: K. ``horizon`` is accepted too.
         grippers: places in an action that are grippers, which are open or closed.
         config: settings; or give them one by one as ``settings``.
+
+    Raises:
+        ConfigError: both spellings of ``chunk_size`` are given.
     """
 
     Config: ClassVar[type[HeadConfig]]
@@ -71,6 +75,9 @@ class ActionHead(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.input_dim, self.action_dim = input_dim, action_dim
+        # Subclasses pass on their default, 1: it may be no one's wish.
+        if "horizon" in settings and chunk_size != 1:
+            raise ConfigError("horizon: another spelling of chunk_size: give one of them")
         self.chunk_size = settings.pop("horizon", chunk_size)
         self.config: Any = self.Config(**settings) if config is None else config
         self.grippers: Tensor
@@ -91,11 +98,11 @@ class ActionHead(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
+    def sample(self, features: Features | Tensor, generator: Generator | None = None) -> Tensor:
         """Normalised actions [B,K,D], float32.
 
         Args:
-            features: of B observations.
+            features: of B observations; a tensor [B,input_dim] is taken for the summary.
             generator: draws the noise of heads that sample. Without one they use the same
                 noise every time: a policy is then a function of what it sees, and a batch
                 gets what its rows would get alone.
@@ -127,6 +134,23 @@ class ActionHead(nn.Module, ABC):
         fixed = torch.Generator().manual_seed(0)
         one = torch.randn((draws, 1, self.chunk_size, self.action_dim), generator=fixed)
         return one.to(device).expand(-1, rows, -1, -1)
+
+
+class HiddenSettings(Settings):
+    """Settings of :func:`hidden_layers`."""
+
+    hidden_dim: int = Field(default=256, ge=1, description="Width of the hidden layers.")
+    n_layers: int = Field(default=0, ge=0, description="Hidden layers; 0 is one linear layer.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Rate behind each hidden layer.")
+
+
+def hidden_layers(width: int, config: HiddenSettings) -> tuple[list[nn.Module], int]:
+    """(linear -> GELU -> dropout) x n_layers for a vector of a width, and the width of the last."""
+    layers: list[nn.Module] = []
+    for _ in range(config.n_layers):
+        layers += [nn.Linear(width, config.hidden_dim), nn.GELU(), nn.Dropout(config.dropout)]
+        width = config.hidden_dim
+    return layers, width
 
 
 class RegressionConfig(HeadConfig):

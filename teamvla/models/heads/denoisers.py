@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
-from teamvla.models.attention import Attention, TransformerBlock
+from teamvla.models.attention import Attention, TransformerBlock, require_heads
 from teamvla.models.blocks import ResidualBlock, sinusoids
 from teamvla.models.features import Features, Tokens
 from teamvla.models.heads.base import ActionHead, HeadConfig, as_features
@@ -57,10 +57,8 @@ class DenoisingConfig(HeadConfig):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.denoiser == "transformer" and self.width % self.num_heads:
-            raise ValueError(
-                f"hidden_dim {self.width} is not divisible by num_heads {self.num_heads}"
-            )
+        if self.denoiser == "transformer":
+            require_heads(self.num_heads, "hidden_dim", self.width)
         return self
 
     @property
@@ -231,9 +229,9 @@ class DenoisingHead(ActionHead):
         return self.squeezed(self.denoise(as_features(features), steps, generator))
 
     @torch.no_grad()
-    def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
+    def sample(self, features: Features | Tensor, generator: Generator | None = None) -> Tensor:
         """See :meth:`ActionHead.sample`."""
-        return self.denoise(features, self.config.num_inference_steps, generator)
+        return self.denoise(as_features(features), self.config.num_inference_steps, generator)
 
     @abstractmethod
     def denoise(self, features: Features, num_steps: int, generator: Generator | None) -> Tensor:

@@ -14,20 +14,24 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from teamvla.models.features import Features
-from teamvla.models.heads.base import ActionHead, HeadConfig, HeadLoss, as_features
+from teamvla.models.heads.base import (
+    ActionHead,
+    HeadConfig,
+    HeadLoss,
+    HiddenSettings,
+    as_features,
+    hidden_layers,
+)
 from teamvla.models.losses import masked_mean
 
 #: greatest |action| that tanh is inverted at; demonstrations reach 1, whose inverse is infinite
 _EDGE = 1 - 1e-3
 
 
-class GaussianHeadConfig(HeadConfig):
+class GaussianHeadConfig(HiddenSettings, HeadConfig):
     """Settings of :class:`GaussianMLPActionHead`."""
 
     type: Literal["gaussian"] = Field(default="gaussian", description="Normal distribution.")
-    hidden_dim: int = Field(default=256, ge=1, description="Width of the hidden layers.")
-    n_layers: int = Field(default=0, ge=0, description="Hidden layers; 0 is one linear layer.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Rate behind each hidden layer.")
     squashed: bool = Field(
         default=False, description="tanh of a normal: actions stay in [-1, 1], what was seen."
     )
@@ -73,11 +77,7 @@ class GaussianMLPActionHead(ActionHead):
     def __init__(self, input_dim: int, action_dim: int, chunk_size: int = 1, **options: Any):
         super().__init__(input_dim, action_dim, chunk_size, **options)
         self.bounded = self.config.squashed
-        layers: list[nn.Module] = []
-        width, hidden = input_dim, self.config.hidden_dim
-        for _ in range(self.config.n_layers):
-            layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(self.config.dropout)]
-            width = hidden
+        layers, width = hidden_layers(input_dim, self.config)
         self.layers = nn.Sequential(*layers)
         self.mean_head = nn.Linear(width, self.chunk_size * action_dim)
         self.log_std_head = nn.Linear(width, self.chunk_size * action_dim)
@@ -109,11 +109,12 @@ class GaussianMLPActionHead(ActionHead):
         }
         return HeadLoss(masked_mean(weighted, is_pad), parts, self._squash(mean))
 
-    def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
+    def sample(self, features: Features | Tensor, generator: Generator | None = None) -> Tensor:
         """The mean (its tanh if squashed), or with a generator a draw.
 
         Gradients flow through the draw to both mean and deviation.
         """
+        features = as_features(features)
         mean, log_std = self.normals(features)
         if generator is not None:
             mean = mean + log_std.exp() * self.noise(features, generator)[0]

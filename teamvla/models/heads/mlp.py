@@ -10,19 +10,18 @@ from torch import Generator, Tensor, nn
 from teamvla.models.features import Features
 from teamvla.models.heads.base import (
     HeadLoss,
+    HiddenSettings,
     RegressionConfig,
     RegressionHead,
     as_features,
+    hidden_layers,
 )
 
 
-class MLPHeadConfig(RegressionConfig):
+class MLPHeadConfig(HiddenSettings, RegressionConfig):
     """Settings of :class:`MLPActionHead`."""
 
     type: Literal["mlp"] = Field(default="mlp", description="Multi-layer perceptron.")
-    hidden_dim: int = Field(default=256, ge=1, description="Width of the hidden layers.")
-    n_layers: int = Field(default=0, ge=0, description="Hidden layers; 0 is one linear layer.")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Rate behind each hidden layer.")
     tanh_output: bool = Field(
         default=False, description="Bound the output to [-1, 1], the range that was seen."
     )
@@ -42,11 +41,7 @@ class MLPActionHead(RegressionHead):
     def __init__(self, input_dim: int, action_dim: int, chunk_size: int = 1, **options: Any):
         super().__init__(input_dim, action_dim, chunk_size, **options)
         self.bounded = self.config.tanh_output
-        layers: list[nn.Module] = []
-        width, hidden = input_dim, self.config.hidden_dim
-        for _ in range(self.config.n_layers):
-            layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(self.config.dropout)]
-            width = hidden
+        layers, width = hidden_layers(input_dim, self.config)
         layers.append(nn.Linear(width, self.chunk_size * action_dim))
         self.layers = nn.Sequential(*layers)
 
@@ -59,13 +54,13 @@ class MLPActionHead(RegressionHead):
         """See :meth:`ActionHead.loss`."""
         return self.regression(self._raw(features), target, is_pad)
 
-    def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
+    def sample(self, features: Features | Tensor, generator: Generator | None = None) -> Tensor:
         """See :meth:`ActionHead.sample`; nothing is drawn."""
-        return self.finish(self._raw(features))
+        return self.finish(self._raw(as_features(features)))
 
     def forward(self, features: Features | Tensor) -> Tensor:  # type: ignore[override]
         """Features [B,input_dim] to normalised actions [B,action_dim], or [B,K,action_dim]."""
-        return self.squeezed(self.sample(as_features(features)))
+        return self.squeezed(self.sample(features))
 
     def _raw(self, features: Features) -> Tensor:
         shape = (features.summary.shape[0], self.chunk_size, self.action_dim)

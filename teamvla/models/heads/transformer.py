@@ -13,9 +13,15 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from teamvla.errors import ConfigError
-from teamvla.models.attention import Attention, KeysValues, TransformerBlock
+from teamvla.models.attention import Attention, KeysValues, TransformerBlock, require_heads
 from teamvla.models.features import Features
-from teamvla.models.heads.base import HeadLoss, RegressionConfig, RegressionHead, hold_last
+from teamvla.models.heads.base import (
+    HeadLoss,
+    RegressionConfig,
+    RegressionHead,
+    as_features,
+    hold_last,
+)
 from teamvla.models.initialization import embedding, init_transformer
 from teamvla.models.losses import masked_mean
 
@@ -61,8 +67,7 @@ class TransformerHeadConfig(RegressionConfig):
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> TransformerHeadConfig:
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} must divide hidden_dim {self.hidden_dim}")
+        require_heads(self.num_heads, "hidden_dim", self.hidden_dim)
         return self
 
 
@@ -121,12 +126,13 @@ class TransformerActionHead(RegressionHead):
         entropy = masked_mean(surprise.where(target.isfinite(), torch.nan), is_pad)
         return HeadLoss(entropy, {"entropy": entropy})
 
-    def sample(self, features: Features, generator: Generator | None = None) -> Tensor:
+    def sample(self, features: Features | Tensor, generator: Generator | None = None) -> Tensor:
         """See :meth:`ActionHead.sample`.
 
         ``continuous`` draws nothing; ``binned`` draws bins, without a generator it takes the
         likeliest.
         """
+        features = as_features(features)
         blocks, context = self._blocks, features.tokens
         seen = [cast(Attention, block.cross).keys_values(context.values) for block in blocks]
         keys = context.mask[:, None, None]
