@@ -122,11 +122,8 @@ def _rows() -> dict[str, Row]:
         "msg_passing": ("a network for each arm, messages", "model/msg_passing", ()),
         "cut": ("the same, messages cut", "model/msg_passing", ("model.messages=false",)),
     }
-    for task, minutes in (("handoff", 3), ("drawer", 8)):
-        for name, (about, model, more) in arms.items():
-            rows[f"messages_{task}/{name}"] = Row(
-                about, (task,), RECIPES[task], model, (*LAST, *more), minutes
-            )
+    for name, (about, model, more) in arms.items():
+        rows[f"messages/{name}"] = Row(about, ("drawer",), "train_drawer", model, (*LAST, *more), 8)
     for name, choice in HEADS.items():
         rows[f"heads/{name}"] = Row(f"head {name}", overrides=(*LAST, *choice), minutes=5)
     for name in ("bc", "vla", "act", "diffusion_policy"):
