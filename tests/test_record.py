@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from teamvla import seeds
 from teamvla.config import Project
-from teamvla.contract import Arm, Contract
+from teamvla.contract import Arm, Contract, Signal
 from teamvla.data import EpisodeWriter, read_episode
 from teamvla.data.journal import Journal, journal_path
-from teamvla.errors import InputError, SimulationError
+from teamvla.errors import ConfigError, InputError, SimulationError
 from teamvla.record import ActionNoise, NoiseConfig, RecordConfig, Recorder, record
 from teamvla.sim.tasks import TaskConfig
 
@@ -123,6 +123,30 @@ def test_grippers_are_never_disturbed_and_resting_arms_hardly():
     moved = noise(np.where(JOINTS, 0.1, 0.7))
     assert moved[[6, 13]] == pytest.approx([0.7, 0.7])
     assert np.all(moved[:6] != np.float32(0.1))
+
+
+PEDALS = Contract(
+    embodiment="car",
+    cameras=(),
+    signals=(
+        Signal(field="pedals", role="action", shape=(2,)),
+        Signal(field="horn", role="action"),
+    ),
+)
+
+
+def test_signals_are_disturbed_as_much_as_each_is_told_to_be():
+    config = NoiseConfig(signals={"pedals": (0.5, 0.0)})
+    noise = ActionNoise(config, np.random.default_rng(0), PEDALS)
+    moved = np.stack([noise(np.array([1.0, 2.0, 3.0])) for _ in range(2000)])
+    assert moved[:, 0].std() == pytest.approx(0.5, rel=0.2)
+    assert np.array_equal(moved[:, 1:], np.tile(np.float32([2.0, 3.0]), (2000, 1)))
+
+
+@pytest.mark.parametrize("signals", [{"pedal": (1.0, 1.0)}, {"pedals": (1.0,)}])
+def test_noise_for_other_signals_than_there_are_is_refused(signals):
+    with pytest.raises(ConfigError, match=r"record.noise.signals.pedals?: expected pedals: 2 num"):
+        ActionNoise(NoiseConfig(signals=signals), np.random.default_rng(0), PEDALS)
 
 
 @given(

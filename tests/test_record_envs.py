@@ -138,7 +138,7 @@ def test_the_executed_command_is_noisy_and_the_stored_one_is_not(tmp_path):
 
 def test_noise_that_has_no_place_is_told_and_not_in_the_metadata(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "teamvla")
-    monkeypatch.setattr("teamvla.record.recorder.joint_places", lambda _: [])
+    monkeypatch.setattr("teamvla.record.recorder.disturbs", lambda *_: False)
     assert "noise" not in first(tmp_path).meta
     assert "no noise is laid over its commands" in caplog.text
 

@@ -15,13 +15,18 @@ from pydantic import Field
 
 from teamvla.config import Settings
 from teamvla.contract import Contract
+from teamvla.errors import ConfigError
 
 _SMOOTHING = 0.7
 _IN_RADIANS = ("absolute_joint_position", "delta_joint_position")
 
 
 class NoiseConfig(Settings):
-    """Ornstein-Uhlenbeck noise on executed joint targets, faded out where the arms hold still."""
+    """Ornstein-Uhlenbeck noise on executed commands.
+
+    On joint targets it fades out where the arms hold still; on signals, such as pedals and
+    steering, it is always the same.
+    """
 
     sigma: float = Field(
         default=0.03, ge=0, le=3.2, description="Standard deviation, rad; 0: none."
@@ -29,6 +34,11 @@ class NoiseConfig(Settings):
     correlation: float = Field(default=0.85, ge=0, lt=1, description="From one tick to the next.")
     full_speed: float = Field(
         default=0.02, gt=0, description="Step of a joint command, rad, at full noise."
+    )
+    signals: dict[str, tuple[float, ...]] = Field(
+        default={},
+        description="Of action signals by their fields: a standard deviation for each number, in "
+        "its own unit.",
     )
 
 
@@ -44,6 +54,29 @@ def joint_places(contract: Contract) -> list[slice]:
     return [slice(start, start + size) for start, size in zip(starts, sizes, strict=False)]
 
 
+def signal_deviations(config: NoiseConfig, contract: Contract) -> NDArray[np.float64]:
+    """Standard deviations of the joined command's action signals, 0 for the arms.
+
+    Raises:
+        ConfigError: they are for another signal, or of another length.
+    """
+    sizes = {signal.field: signal.size for signal in contract.action_signals}
+    for field, given in config.signals.items():
+        if len(given) != sizes.get(field):
+            known = ", ".join(f"{name}: {size} numbers" for name, size in sizes.items())
+            got = f"{len(given)} numbers"
+            raise ConfigError(f"record.noise.signals.{field}", known or "no action signals", got)
+    parts = [np.zeros(contract.action_dim - sum(sizes.values()))]
+    parts += [np.array(config.signals.get(field, [0.0] * size)) for field, size in sizes.items()]
+    return np.concatenate(parts)
+
+
+def disturbs(config: NoiseConfig, contract: Contract) -> bool:
+    """Whether this noise changes any command."""
+    joints = bool(config.sigma and joint_places(contract))
+    return joints or bool(signal_deviations(config, contract).any())
+
+
 class ActionNoise:
     """The noise of one episode; called with each joined command in turn."""
 
@@ -51,12 +84,13 @@ class ActionNoise:
         self._config, self._rng = config, rng
         self._arms = joint_places(contract)
         self._is_delta = contract.action == "delta_joint_position"
+        self._signals = signal_deviations(config, contract)
         self._noise = np.zeros(contract.action_dim)
         self._gains = np.zeros(len(self._arms))
         self._previous: NDArray[np.float64] | None = None
 
     def __call__(self, command: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The command to execute: grippers and signals as they are, joints disturbed."""
+        """The command to execute: joints and signals disturbed, grippers as they are."""
         keep = self._config.correlation
         fresh = self._rng.standard_normal(len(command))
         self._noise = keep * self._noise + np.sqrt(1 - keep**2) * fresh
@@ -64,6 +98,7 @@ class ActionNoise:
         noisy = np.array(command, np.float64)
         for joints, gain in zip(self._arms, self._gains, strict=True):
             noisy[joints] += self._config.sigma * gain * self._noise[joints]
+        noisy += self._signals * self._noise
         return noisy.astype(command.dtype)
 
     def _speeds(self, command: NDArray[np.float32]) -> NDArray[np.float64]:

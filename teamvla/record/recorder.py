@@ -23,7 +23,7 @@ from teamvla.data import EpisodeWriter, read_meta
 from teamvla.errors import EpisodeWriteError, InputError, SchemaError, SimulationError
 from teamvla.files import canonical_json
 from teamvla.record.guards import GuardedEnv, GuardedExpert, open_expert, told_of
-from teamvla.record.noise import ActionNoise, NoiseConfig, joint_places
+from teamvla.record.noise import ActionNoise, NoiseConfig, disturbs
 from teamvla.rollout import Observation, Outcome, Tick, rollout
 from teamvla.sim import make_env
 from teamvla.sim.interface import RobotEnv
@@ -127,8 +127,8 @@ class Recorder:
         return Recorded(index, outcome, path, tuple(meta.get("failed_attempts", ())), existed=True)
 
     def is_noisy(self, env: RobotEnv) -> bool:
-        """Whether noise is laid over the commands: it is asked for, and they are joints'."""
-        return bool(self.config.noise.sigma and joint_places(env.contract))
+        """Whether noise is laid over the commands."""
+        return disturbs(self.config.noise, env.contract)
 
     def open_env(self) -> tuple[RobotEnv, GuardedExpert]:
         """The environment, and the expert that acts in it."""

@@ -18,7 +18,7 @@ from teamvla.data import Episode
 from teamvla.errors import EpisodeError, InputError, SimulationError
 from teamvla.record import ActionNoise, NoiseConfig, software
 from teamvla.record.guards import GuardedEnv, told_of
-from teamvla.record.noise import joint_places
+from teamvla.record.noise import disturbs
 from teamvla.replay.comparison import Comparison, Deviation
 from teamvla.rollout import Outcome, rollout
 from teamvla.sim import make_env
@@ -195,7 +195,7 @@ def execute(episode: Episode, env: RobotEnv) -> Replayed:
 def _noise_of(meta: Mapping[str, Any], contract: Contract) -> ActionNoise | None:
     """The noise that our recorder laid over the commands; that of others is not known."""
     seed, index = meta.get("seed"), meta.get("index")
-    if not ({"noise", "recipe"} <= meta.keys() and joint_places(contract)):
+    if not {"noise", "recipe"} <= meta.keys():
         return None
     if not (isinstance(seed, int) and isinstance(index, int)):
         return None
@@ -204,7 +204,7 @@ def _noise_of(meta: Mapping[str, Any], contract: Contract) -> ActionNoise | None
         rng = seeds.generator(seed, seeds.Domain.NOISE, index)
     except ValueError:
         return None
-    return ActionNoise(config, rng, contract) if config.sigma else None
+    return ActionNoise(config, rng, contract) if disturbs(config, contract) else None
 
 
 class _Stage:
