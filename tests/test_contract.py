@@ -15,8 +15,8 @@ from teamvla.config import Project
 from teamvla.contract import Arm, Camera, Contract, Link
 from teamvla.data import DatasetConfig, MultiTaskDataset, build_index, make_dataloader
 from teamvla.data.fields import meaning_in
+from teamvla.data.layout import Layout
 from teamvla.data.npz import read_episode, read_meta
-from teamvla.data.packing import Layout
 from teamvla.data.schema import STEP_SPECS, step_specs, validate_columns, validate_step
 from teamvla.data.validation import validate_file
 from teamvla.data.writer import EpisodeWriter

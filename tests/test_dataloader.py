@@ -238,7 +238,7 @@ def test_cold_rows_of_the_next_batch_are_asked_for_before_this_one_is_read(
     assert batches[0].following == list(batches[1])
     assert batches[-1].following == []
     # The first episode has three steps: sample 4 is its successor's second, with 3 before it.
-    assert dataset._num_steps[0] == 3
+    assert dataset.index.episodes["num_steps"][0] == 3
     assert asked == [[0, 1, 2, 3], [3, 4, 5, 6, 7], [7, 8, 9, 10, 11], []]
 
 

@@ -15,7 +15,8 @@ from synthetic import make_contract, write_episode, write_episodes
 from teamvla.cli.app import run
 from teamvla.contract import Contract
 from teamvla.data import Index, IndexConfig, build_index, read_episode, read_meta
-from teamvla.data.packing import Layout, pack
+from teamvla.data.layout import Layout
+from teamvla.data.packing import pack
 from teamvla.errors import ContractError, EpisodeError, InputError
 
 # --- refusals ---------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_a_robot_of_one_arm_and_one_camera(tmp_path: Path) -> None:
         writer.end_episode(success=True)
     built = build_index(tmp_path)
     assert built.cache.take("images", np.arange(6)).shape[1] == 1
-    assert built.layout.columns("q", "grip_q") == [*(f"q_a[{n}]" for n in range(6)), "grip_q_a"]
+    assert built.layout.state_columns == [*(f"q_a[{n}]" for n in range(6)), "grip_q_a"]
     state = built.cache.take("state", np.arange(6))
     np.testing.assert_array_equal(state[:, :6], [step["q_a"] for step in steps])
     np.testing.assert_array_equal(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -432,12 +431,12 @@ def test_the_commands_take_such_episodes(tmp_path: Path, kind: str, capsys: Any)
     steps = [step(index % 5, timestamp=index / contract.control_hz) for index in range(40)]
     write(tmp_path, contract, [*steps, step(5, timestamp=40 / contract.control_hz)])
     assert run(["validate", str(tmp_path)]) == 0
-    assert f"Next: teamvla stats {tmp_path}\n" in capsys.readouterr().err  # index has no room
+    assert f"Next: teamvla index {tmp_path}\n" in capsys.readouterr().err
     assert run(["validate", str(tmp_path), "-q", "--quick"]) == 0
     assert run(["stats", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
     out, err = capsys.readouterr()
     assert f"  observations  {contract.signals[kind == 'grid'].field} " in out
-    assert f"Next: teamvla replay {next(tmp_path.rglob('*.npz'))}\n" in err
+    assert f"Next: teamvla index {tmp_path}\n" in err
 
 
 def reset_alike(root: Path, contract: Contract, *seeds: int) -> list[str]:
@@ -473,7 +472,7 @@ def test_mixed_contracts_are_told_by_what_differs_and_what_to_do(
     assert found.path == other
     assert "1 of 4 episodes: cameras" in found.message
     assert "control_hz: 5.0 != 10.0" in found.message
-    assert found.message.endswith(f"a root of its own: teamvla validate {other.parent}")
+    assert found.message.endswith(f"a root of its own: teamvla index {other.parent}")
     assert run(["stats", str(tmp_path), "--no-html", "--no-validate"]) == 0
     assert f"Next: teamvla validate {tmp_path}\n" in capsys.readouterr().err
     beside = write(tmp_path, DRIVING, [driving_step(0, task="empty")])
@@ -544,29 +543,25 @@ def test_formats_of_joined_vectors_ask_for_arms(tmp_path: Path, format: str, cap
 
 
 @pytest.mark.parametrize("kind", STEPS)
-def test_the_index_says_what_it_has_no_room_for(tmp_path: Path, kind: str) -> None:
-    path = record(tmp_path, kind)
-    with pytest.raises(ContractError) as caught:
-        build_index(tmp_path)
-    field = STEPS[kind][0].action_signals[0].field
-    assert str(caught.value).startswith(
-        f"{path}: {kind}: expected commands of arms alone, got the action signals {field}. "
-    )
-    assert run(["index", str(tmp_path), "-q"]) == 1
+def test_the_index_takes_commands_that_are_no_arms(tmp_path: Path, kind: str) -> None:
+    record(tmp_path, kind)
+    contract = STEPS[kind][0]
+    index = build_index(tmp_path)
+    assert index.layout.action_dim == contract.action_dim
+    assert index.layout.state_dim == sum(contract.state_sizes) == (kind == "driving")
+    assert run(["index", str(tmp_path), "-q"]) == 0
+    assert run(["index", str(tmp_path), "--verify", "-q"]) == 0
 
 
-def test_the_index_leaves_out_observations_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_state_has_the_plain_vectors_behind_the_arms(tmp_path: Path) -> None:
     contract = MIXED.model_copy(update={"signals": MIXED.signals[:1]})
     arm = {"q_a": np.zeros(2, F32), "action_a": np.ones(2, F32), "grip_a": 0.0}
     shown = {**arm, "goal": np.ones(2, F32), "rgb": np.zeros((4, 5, 3), np.uint8)}
     words = {"instruction": "go", "task": "push", "success": True}
     write(tmp_path, contract, [{**shown, **words}] * 3)
-    with caplog.at_level(logging.WARNING):
-        index = build_index(tmp_path)
-    assert index.layout.action_dim == contract.action_dim == 3
-    assert "leaves out the contract's signals: goal" in caplog.text
+    index = build_index(tmp_path)
+    assert (index.layout.state_dim, index.layout.action_dim) == (5, 3)
+    assert index.cache.take("state", np.arange(3)).tolist() == [[0, 0, 0, 1, 1]] * 3
 
 
 def test_tool_positions_are_not_judged_as_angles(tmp_path: Path) -> None:

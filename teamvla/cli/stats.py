@@ -71,8 +71,6 @@ def _next(roots: list[Path], overview: Overview) -> list[str]:
     errors = any(finding.code.startswith("E") for finding in overview.findings)
     if errors or any(contract != contracts[0] for contract in contracts):  # index refuses both
         return ["validate", *map(str, roots)]
-    if contracts and contracts[0].action_signals:  # and these: its cache has no room for them
-        return ["replay", str(overview.groups[0].takes[0].path)]
     return ["index", *map(str, roots)]
 
 

@@ -103,8 +103,6 @@ def _data(report: ValidationReport, quick: bool) -> dict[str, Any]:
 def _next(roots: Sequence[Path], report: ValidationReport) -> str:
     if report.findings:
         return shlex.join(["teamvla", "validate", "--explain", report.summary()[0].code])
-    if not report.trainable:
-        return shlex.join(["teamvla", "stats", *map(str, roots)])
     folders = [root if root.is_dir() else root.parent for root in roots]
     return shlex.join(["teamvla", "index", *map(str, folders)])
 

@@ -47,7 +47,8 @@ class Contract(Settings):
     which fields a step must have (:func:`teamvla.data.schema.step_specs`).
 
     A command has one part per arm, float32[joints + 1] with the gripper last, and behind them
-    one per signal whose role is ``action``, in this order. Joined they are one vector.
+    one per signal whose role is ``action``, in this order. Joined they are one vector. So are the
+    arms' joints and openings and, behind them, the plain vectors that are observed: the state.
     """
 
     embodiment: str = "two_arm"
@@ -136,6 +137,28 @@ class Contract(Settings):
         return tuple(signal for signal in self.signals if signal.role == "action")
 
     @property
+    def state_signals(self) -> tuple[Signal, ...]:
+        """The observations that are parts of the joined state; see :attr:`Signal.in_state`."""
+        return tuple(signal for signal in self.signals if signal.in_state)
+
+    @property
+    def sensor_signals(self) -> tuple[Signal, ...]:
+        """The other observations, each a field of its own: point clouds, choices, maps."""
+        seen = (signal for signal in self.signals if signal.role == "observation")
+        return tuple(signal for signal in seen if not signal.in_state)
+
+    @property
+    def target_signals(self) -> tuple[Signal, ...]:
+        """What a policy may learn to tell and never sees."""
+        return tuple(signal for signal in self.signals if signal.role == "target")
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """How many numbers of the joined state each part has: arms, then signals."""
+        arms = (arm.num_joints + 1 for arm in self.arms)
+        return (*arms, *(signal.size for signal in self.state_signals))
+
+    @property
     def command_sizes(self) -> tuple[int, ...]:
         """How many numbers of the joined command each part has: arms, then action signals."""
         arms = (arm.num_joints + 1 for arm in self.arms)
@@ -199,28 +222,33 @@ class Contract(Settings):
     def measured_state(
         self, observation: Mapping[str, Any], last: NDArray[Any] | None = None
     ) -> NDArray[Any]:
-        """The joined state float32[D] of an observation: each arm's joints and opening.
+        """The joined state float32[D] of an observation.
 
-        Where an opening is not measured it is that of ``last``, the joined command before
-        this observation; without one 0, open.
+        Each arm's joints and opening, then the signals that are plain vectors, in the
+        contract's order. Where an opening is not measured it is that of ``last``, the joined
+        command before this observation; without one 0, open.
 
         Raises:
-            ContractError: joints are missing, or more or fewer than the contract's.
+            ContractError: joints or a signal are missing, or more or fewer than the contract's.
         """
         import numpy as np
 
         parts: list[NDArray[Any]] = []
         for arm, gripper in zip(self.arms, self.grippers, strict=True):
             commanded = 0.0 if last is None else last[gripper]
-            if f"q_{arm.name}" not in observation:
-                fields = ", ".join(sorted(observation))
-                raise ContractError("observation", f"field 'q_{arm.name}'", fields)
+            joints = _field(observation, f"q_{arm.name}")
             opening = observation.get(f"grip_q_{arm.name}", commanded)
-            joined = np.append(observation[f"q_{arm.name}"], opening).astype(np.float32)
+            joined = np.append(joints, opening).astype(np.float32)
             if joined.shape != (arm.num_joints + 1,):
                 expected = f"{arm.num_joints} joints and a gripper of arm {arm.name!r}"
                 raise ContractError("observation", expected, f"{joined.size} numbers")
             parts.append(joined)
+        for signal in self.state_signals:
+            numbers = np.asarray(_field(observation, signal.field), np.float32).reshape(-1)
+            if numbers.size != signal.size:
+                expected = f"{signal.size} numbers of {signal.field!r}"
+                raise ContractError("observation", expected, f"{numbers.size}")
+            parts.append(numbers)
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
     def recorded_command(self, fields: Mapping[str, Any], step: int) -> list[NDArray[Any]]:
@@ -262,3 +290,10 @@ class Contract(Settings):
                 )
             said = f"{where} and {other_where} do not mean the same:\n{listed(lines)}"
             raise ContractError(f"{said}\n{advice} {mend}".rstrip())
+
+
+def _field(observation: Mapping[str, Any], name: str) -> Any:
+    """A field of an observation; ContractError, with those it has, if it has none."""
+    if name not in observation:
+        raise ContractError("observation", f"field {name!r}", ", ".join(sorted(observation)))
+    return observation[name]

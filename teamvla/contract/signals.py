@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -24,7 +25,8 @@ _RANGES = {"int64": (-(2.0**53), 2.0**53), "uint8": (0, 255), "bool": (0, 1)}
 class Signal(Settings):
     """One field of a step that is neither an arm's nor a picture.
 
-    ``observation``: what a policy sees besides, such as LiDAR points or a direction.
+    ``observation``: what a policy sees besides, such as LiDAR points or a direction; a vector
+    or a single number of float32 is a part of the joined state.
     ``action``: a part of the command that is no arm's, such as steering and pedals, or one of
     several discrete moves. ``target``: what a policy may learn to tell and never sees; an
     environment gives it in ``info["targets"]`` under its field.
@@ -74,6 +76,20 @@ class Signal(Settings):
     def varies(self) -> bool:
         """Whether a step has as many rows as there are."""
         return self.shape[:1] == (-1,)
+
+    @property
+    def in_state(self) -> bool:
+        """Whether it is a part of the joined state: plain float32 numbers that are observed."""
+        plain = self.dtype == "float32" and len(self.shape) <= 1 and not self.varies
+        return plain and self.role == "observation"
+
+    @property
+    def names(self) -> list[str]:
+        """What its numbers are called in a joined vector: ``ego[0]``, or ``speed`` alone."""
+        sizes = self.shape[self.varies :]
+        places = product(*map(range, sizes))
+        at = (",".join(map(str, place)) for place in places)
+        return [f"{self.field}[{place}]" if place else self.field for place in at]
 
     @property
     def limits(self) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from teamvla.data.cache_codecs import decode_jpeg
 from teamvla.data.cache_shards import RowShape, Shard, ShardInfo
+from teamvla.data.cache_signals import padded
 from teamvla.errors import InputError
 
 _MEND = "Look with `teamvla index --verify`, build it anew with `teamvla index --rebuild`."
@@ -71,7 +72,35 @@ class Cache:
             return self._pictures(rows)
         if name == "language":
             return self._numbers(rows)
-        return self._rows(name, rows, self.action_ends if name == "actions" else self.row_ends)
+        arrays = [getattr(shard, name) for shard in self.shards]
+        return self._rows(arrays, rows, self.action_ends if name == "actions" else self.row_ends)
+
+    def signal(self, field: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """A signal in some steps, always a copy.
+
+        Args:
+            field: one of ``shape.signals``.
+            rows: row numbers, int64 of any shape.
+
+        Returns:
+            The values [*, ...] and None; where their number varies [*, P, ...], padded with
+            zeros to the longest of these steps (and to 1 at least), and bool [*, P], the
+            rows that are there.
+
+        Raises:
+            InputError: the numbers of rows cannot be what was written.
+        """
+        arrays = [shard.signals[field] for shard in self.shards]
+        if arrays[0].offsets is None:
+            return self._rows([array.values for array in arrays], rows, self.row_ends), None
+        try:
+            steps = [s.signals[field].step(row) for s, row in self._places(rows.reshape(-1))]
+        except ValueError as error:
+            where, expected = str(self.folder), f"the cached rows of {field}"
+            raise InputError(where, expected, str(error), _MEND) from None
+        values, mask = padded(steps, arrays[0].values)
+        longest = mask.shape[1:]
+        return values.reshape(*rows.shape, *values.shape[1:]), mask.reshape(*rows.shape, *longest)
 
     def chunks(self, first: np.ndarray, length: int) -> np.ndarray:
         """The ``length`` actions from each row ``first`` on: float32 [*first.shape, length, A]."""
@@ -89,13 +118,18 @@ class Cache:
         for shard, row in self._places(rows.reshape(-1)):
             shard.will_need(row)
 
-    def _rows(self, name: str, rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        first: np.ndarray = getattr(self.shards[0], name)
-        if len(self.shards) == 1:
+    def prefetch_signal(self, field: str, rows: np.ndarray) -> None:
+        """The same for a signal."""
+        for shard, row in self._places(rows.reshape(-1)):
+            shard.signals[field].will_need(row)
+
+    def _rows(self, arrays: list[np.ndarray], rows: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        first = arrays[0]
+        if len(arrays) == 1:
             return first.take(rows, axis=0, mode="clip")
         out = np.empty((*rows.shape, *first.shape[1:]), first.dtype)
         for number, chosen, local in self._split(rows, ends):
-            out[chosen] = getattr(self.shards[number], name).take(local, axis=0, mode="clip")
+            out[chosen] = arrays[number].take(local, axis=0, mode="clip")
         return out
 
     def _numbers(self, rows: np.ndarray) -> np.ndarray:
@@ -109,7 +143,7 @@ class Cache:
 
     def _pictures(self, rows: np.ndarray) -> np.ndarray:
         if self.shape.codec == "raw" and len(self.shards) == 1:
-            return self._rows("images", rows, self.row_ends)
+            return self._rows([self.shards[0].images], rows, self.row_ends)
         out = np.empty((*rows.shape, self.shape.cameras, *self.shape.picture), np.uint8)
         flat = out.reshape(-1, *out.shape[rows.ndim :])
         places = list(self._places(rows.reshape(-1)))

@@ -6,6 +6,7 @@
     state.npy     float32 [rows, S]
     language.npy  int32   [rows]               number of the instruction in this shard
     actions.npy   float32 [rows + episodes * (max_chunk - 1), A]
+    signal-*.npy                               sensors, targets, reward: see cache_signals
     episodes.npy  table   [episodes]           digest, num_steps, sums of pixels, checksums
     instructions.npy uint8 [bytes]             JSON, a list of texts
     shard.json    the checksums of episodes.npy and instructions.npy
@@ -19,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,7 @@ from isal import isal_zlib
 
 from teamvla.data.cache_codecs import Pictures
 from teamvla.data.cache_files import ArrayFile, MappedArray
+from teamvla.data.cache_signals import SignalArray, SignalShape, SignalWriter, Values, signal_crc
 from teamvla.files import canonical_json, naming, read_json, sha256_file, sync_directory, write_json
 
 ARRAYS = ("images", "state", "language", "actions")
@@ -47,6 +49,7 @@ class RowShape:
     actions: int
     max_chunk: int
     codec: str
+    signals: tuple[SignalShape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class ShardInfo:
     image_bytes: int
     text_bytes: int
     checksum: str  # sha256 of shard.json
+    signal_rows: dict[str, int] = field(default_factory=dict)  # of signals whose length varies
 
     def actions(self, max_chunk: int) -> int:
         """Rows of the padded actions."""
@@ -71,9 +75,12 @@ class ShardInfo:
         if not _NAME.fullmatch(name):
             raise ValueError(f"a shard called {name!r}")
         counts = {k: int(data[k]) for k in ("rows", "episodes", "image_bytes", "text_bytes")}
-        if min(counts.values()) < 1:
+        signals = {str(k): int(v) for k, v in data["signal_rows"].items()}
+        if min(counts["rows"], counts["episodes"], counts["text_bytes"]) < 1:
             raise ValueError(f"{name}: an empty shard")
-        return cls(name, **counts, checksum=str(data["checksum"]))
+        if min(counts["image_bytes"], *signals.values(), 0) < 0:
+            raise ValueError(f"{name}: fewer rows than none")
+        return cls(name, **counts, checksum=str(data["checksum"]), signal_rows=signals)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,12 +97,15 @@ class Stored:
     actions: np.ndarray  # float32 [T,A], without padding
     instructions: list[str]  # T of them
     pixels: np.ndarray  # float64 [V,3,C]: number, sum and sum of squares of some pixels
+    signals: tuple[Values, ...] = ()  # in the order of RowShape.signals
 
 
 def table_dtype(shape: RowShape) -> np.dtype:
     """A row of ``episodes.npy``."""
     sums = (shape.cameras, 3, shape.picture[-1])
-    checks = [(name, "<u4") for name in ARRAYS]
+    checks: list[Any] = [(name, "<u4") for name in ARRAYS]
+    if shape.signals:  # all in one, as the header of a file has little room for names
+        checks.append(("signals", "<u4", (len(shape.signals),)))
     return np.dtype([("digest", "S64"), ("num_steps", "<i8"), ("pixels", "<f8", sums), *checks])
 
 
@@ -111,6 +121,7 @@ class ShardWriter:
     def __init__(self, folder: Path, shape: RowShape) -> None:
         self.folder, self.shape = folder, shape
         self.rows = self.actions = self.image_bytes = self._text_bytes = 0
+        self._signal_bytes = 0
         self._numbers: dict[str, int] = {}
         self._table: list[tuple[Any, ...]] = []
         folder.mkdir(parents=True)
@@ -126,6 +137,7 @@ class ShardWriter:
         self._state = self._array("state", _F4, (shape.state,))
         self._language = self._array("language", _I4, ())
         self._actions = self._array("actions", _F4, (shape.actions,))
+        self._signals = [SignalWriter(self.folder, one, self._open) for one in shape.signals]
         if self._offsets is not None:
             self._offsets.append(np.zeros(1, _I8))
 
@@ -146,20 +158,28 @@ class ShardWriter:
         self._state.append(stored.state)
         self._language.append(language)
         self._actions.append(actions)
+        for writer, values in zip(self._signals, stored.signals, strict=True):
+            self._signal_bytes += writer.append(values)
         small = (_crc(stored.state), _crc(language), _crc(actions))
-        self._table.append(
-            (stored.digest, len(language), stored.pixels, stored.pictures_crc, *small)
-        )
+        checks = (stored.pictures_crc, *small, *_signal_checks(stored.signals))
+        self._table.append((stored.digest, len(language), stored.pixels, *checks))
         self.rows += len(language)
         self.actions += len(actions)
         self.image_bytes += stored.pictures.rows.nbytes
         return first
 
+    @property
+    def large_bytes(self) -> int:
+        """Bytes of the pictures and the signals."""
+        return self.image_bytes + self._signal_bytes
+
     def info(self) -> ShardInfo:
         """What to tell the index, after the shard was closed."""
         checksum = sha256_file(self.folder / "shard.json")
         sizes = self.rows, len(self._table), self.image_bytes, self._text_bytes
-        return ShardInfo(self.folder.name, *sizes, checksum)
+        pairs = zip(self.shape.signals, self._signals, strict=True)
+        varying = {shape.field: writer.rows for shape, writer in pairs if shape.varies}
+        return ShardInfo(self.folder.name, *sizes, checksum, varying)
 
     def __enter__(self) -> Self:
         return self
@@ -206,6 +226,10 @@ class Shard:
         self.offsets: np.ndarray | None = None
         if not raw:
             self.offsets = self._map("offsets", _I8, (rows * shape.cameras + 1,)).array
+        self.signals = {
+            one.field: SignalArray(self.folder, one, rows, info.signal_rows.get(one.field, 0))
+            for one in shape.signals
+        }
 
     def _map(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> MappedArray:
         return MappedArray(self.folder / f"{name}.npy", dtype, shape)
@@ -218,7 +242,9 @@ class Shard:
     @property
     def nbytes(self) -> int:
         arrays = [self.images, self.state, self.language, self.actions]
-        return sum(a.nbytes for a in arrays) + (0 if self.offsets is None else self.offsets.nbytes)
+        if self.offsets is not None:
+            arrays.append(self.offsets)
+        return sum(a.nbytes for a in arrays) + sum(s.nbytes for s in self.signals.values())
 
     @cached_property
     def first_rows(self) -> np.ndarray:
@@ -258,7 +284,19 @@ class Shard:
             "language": _crc(self.language[first : first + steps]),
             "actions": _crc(self.actions[action : action + steps + padding]),
         }
-        return [name for name, crc in found.items() if crc != int(checks[name])]
+        damaged = [name for name, crc in found.items() if crc != int(checks[name])]
+        return damaged + self._damaged_signals(first, steps, episode)
+
+    def _damaged_signals(self, first: int, steps: int, episode: int) -> list[str]:
+        damaged = []
+        for number, (name, signal) in enumerate(self.signals.items()):
+            try:
+                crc = signal_crc(signal.part(first, steps))
+            except ValueError:
+                crc = -1
+            if crc != int(self.table[episode]["signals"][number]):
+                damaged.append(name)
+        return damaged
 
     def stored(self, episode: int) -> Stored:
         """An episode as it was put in; ValueError if a bit of it changed."""
@@ -275,6 +313,7 @@ class Shard:
             self.actions[action : action + steps],
             [self.instructions[n] for n in self.language[first : first + steps].tolist()],
             row["pixels"],
+            tuple(signal.part(first, steps) for signal in self.signals.values()),
         )
 
     def _pictures(self, first: int, steps: int) -> Pictures:
@@ -288,6 +327,11 @@ class Shard:
 def _checksums(folder: Path) -> dict[str, str]:
     """Of the files that say what the others must be."""
     return {name: sha256_file(folder / f"{name}.npy") for name in ("episodes", "instructions")}
+
+
+def _signal_checks(signals: tuple[Values, ...]) -> tuple[list[int], ...]:
+    """What stands behind the other checksums of an episode: nothing where it has no signals."""
+    return ([signal_crc(values) for values in signals],) if signals else ()
 
 
 def _crc(array: np.ndarray) -> int:

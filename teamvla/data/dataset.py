@@ -7,135 +7,33 @@ the same rows from RAM, and a hundred times that of seeking in videos (benchmark
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
-from pydantic import AliasChoices, Field, ValidationError, field_validator
 
-from teamvla.config import Settings
-from teamvla.config.explain import explain
-from teamvla.config.source import Source
-from teamvla.contract import Contract
+from teamvla.contract import Contract, Signal
+from teamvla.data.dataset_config import FIELDS, DatasetConfig, FieldName
 from teamvla.data.index import Index, build_index
-from teamvla.data.transforms import Batch, Transform, TransformConfig
+from teamvla.data.layout import Layout
+from teamvla.data.samples import Places, Samples
+from teamvla.data.transforms import Batch, Transform
 from teamvla.data.views import DiskReads, FieldView
-from teamvla.errors import ConfigError, InputError
+from teamvla.errors import InputError
 from teamvla.registry import did_you_mean
 
-FieldName = Literal["image", "state", "actions", "language"]
-FIELDS: tuple[FieldName, ...] = get_args(FieldName)
+__all__ = ["FIELDS", "DatasetConfig", "FieldName", "MultiTaskDataset"]
 _OBSERVATIONS = ("image", "state")
 #: samples that are looked through at once
 _BLOCK = 1 << 20
 
 
-class DatasetConfig(Settings):
-    """Which samples are read, and how they become batches."""
-
-    roots: tuple[str, ...] = Field(
-        default=("data",), min_length=1, description="Folders of episodes."
-    )
-    index: str | None = Field(
-        default=None, description="Folder of the index; by default .index in the first root."
-    )
-    tasks: tuple[str, ...] | None = Field(default=None, description="Only these; null: all.")
-    split: Literal["train", "val", "test", "all"] = Field(
-        default="train", description="Which episodes."
-    )
-    limit_per_task: int | None = Field(
-        default=None, ge=1, description="At most so many episodes of each task, in order of name."
-    )
-    chunk_size: int = Field(
-        default=16,
-        ge=1,
-        validation_alias=AliasChoices("chunk_size", "action_horizon", "horizon"),
-        description="Actions in a sample, from its step on.",
-    )
-    n_obs_steps: int = Field(
-        default=1, ge=1, description="Observations in a sample, up to its step; 1: no T axis."
-    )
-    fields: tuple[FieldName, ...] = Field(
-        default=FIELDS, min_length=1, description="What is read; the other fields cost nothing."
-    )
-    weights: dict[str, float] | None = Field(
-        default=None,
-        description="Share of each task in a shuffled epoch, as ratios; null: all samples once.",
-    )
-    batch_size: int = Field(default=64, ge=1, description="Samples in a batch.")
-    shuffle: bool = Field(default=True, description="Another order in every epoch.")
-    drop_last: bool = Field(default=False, description="Leave out a last batch that is not full.")
-    seed: int = Field(default=0, ge=0, description="Of the order and the transforms.")
-    transforms: tuple[TransformConfig, ...] = Field(
-        default=(), description="Done to every batch, in order."
-    )
-    num_workers: int = Field(
-        default=0, ge=0, description="Reading processes; 0 is fastest unless transforms are slow."
-    )
-
-    @field_validator("roots", "tasks", mode="before")
-    @classmethod
-    def _one_is_a_list_too(cls, value: Any) -> Any:
-        return (str(value),) if isinstance(value, str | Path) else value
-
-    @field_validator("fields")
-    @classmethod
-    def _each_field_once(cls, value: tuple[FieldName, ...]) -> tuple[FieldName, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("a field stands there twice")
-        return value
-
-    @field_validator("weights")
-    @classmethod
-    def _weights_make_shares(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value is not None:
-            for task, weight in value.items():
-                if weight < 0:
-                    raise ValueError(f"the weight of {task!r} must be at least 0, got {weight:g}")
-            if not any(value.values()):
-                raise ValueError("at least one task must have a weight above 0")
-        return value
-
-    @field_validator("roots", "index")
-    @classmethod
-    def _can_be_written_down(cls, value: Any) -> Any:
-        # A run notes where its data are, in files that are UTF-8.
-        for path in [value] if isinstance(value, str) else value or ():
-            try:
-                path.encode("utf-8")
-            except UnicodeEncodeError:
-                raise ValueError(f"{path!r} is not UTF-8; rename the folder") from None
-        return value
-
-    @classmethod
-    def parse(cls, data: DatasetConfig | dict[str, Any]) -> DatasetConfig:
-        """Settings from plain data; ConfigError with a line per problem."""
-        if isinstance(data, DatasetConfig):
-            return data
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            lines = explain(error, cls, Source({}), ("dataset",))
-            raise ConfigError("\n".join(lines)) from None
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where samples stand, int64 [B] each."""
-
-    index: np.ndarray
-    step: np.ndarray  # of the episode
-    left: np.ndarray  # steps from there to the episode's end
-    first_row: np.ndarray  # of the episode, among all steps
-    first_action: np.ndarray  # of the episode, among the padded actions
-
-
 class MultiTaskDataset:
     """The samples of one split: a sample per step, with the actions from there on.
 
-    The index is opened, and built or brought up to date first where needed. Samples are
-    ordered by root, path and step.
+    With ``sequence_length`` a sample is so many steps in a row, and the next one begins
+    behind it. The index is opened, and built or brought up to date first where needed.
+    Samples are ordered by root, path and step.
 
     Attributes:
         index: what it reads from; :attr:`statistics` and :attr:`digest` are the index's and
@@ -147,7 +45,7 @@ class MultiTaskDataset:
 
     Raises:
         ConfigError: bad settings.
-        InputError: a root is missing or empty, or a task is unknown.
+        InputError: a root is missing or empty, or a task, a signal or the reward is unknown.
         ContractError: a transform needs to know more of the robot than the episodes say.
     """
 
@@ -156,20 +54,17 @@ class MultiTaskDataset:
     ) -> None:
         self.config = config = DatasetConfig.parse(config)
         self.index = _open_index(config)
+        layout = self.index.layout
+        self._fields = _chosen_fields(layout, config)
+        self._sensors = _chosen_signals(layout.sensors, layout, config)
+        self._targets = _chosen_signals(layout.targets, layout, config)
+        # Rows of which some are worth asking the disk for before they are read.
+        self._is_large = "image" in self._fields or any(s.varies for s in self._sensors)
         self._given = tuple(transforms)
         self.transforms: tuple[Transform, ...] = (*self._configured(), *transforms)
-        table, rows = self.index.episodes, _choose_episodes(self.index, config)
-        self.episodes = rows
-        self._num_steps = table["num_steps"][rows]
-        self._ends = np.cumsum(self._num_steps)
-        # Side by side, so that a batch finds all it needs of its episodes with one gather.
-        places = (
-            self._ends,
-            self._num_steps,
-            table["first_row"][rows],
-            table["first_action"][rows],
-        )
-        self._table = np.stack(places, axis=1, dtype=np.int64)
+        self.episodes = rows = _choose_episodes(self.index, config)
+        history, length = config.n_obs_steps, config.sequence_length
+        self._samples = Samples(self.index.episodes, rows, history, length)
         self._texts = np.array(self.index.cache.instructions, object)
         self._disk = DiskReads()
 
@@ -197,13 +92,13 @@ class MultiTaskDataset:
         """The distinct instructions of its samples, sorted."""
         found: set[str] = set()
         for start in range(0, len(self), _BLOCK):
-            places = self._places(np.arange(start, min(start + _BLOCK, len(self))))
+            places = self._samples.places(np.arange(start, min(start + _BLOCK, len(self))))
             numbers = self.index.cache.take("language", places.first_row + places.step)
             found.update(self._texts[np.unique(numbers)])
         return sorted(found)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: a batch without its first axis."""
@@ -219,31 +114,45 @@ class MultiTaskDataset:
 
         Returns:
             observations: image uint8 [B,(T),V,C,H,W] (a view of [B,(T),V,H,W,C]: channels
-                last), state float32 [B,(T),S], oldest first; before an episode's start
-                there is its first observation again, where observation_is_pad bool [B,T] is
-                true. Without history (n_obs_steps 1) there is no T, nor that mask.
+                last), state float32 [B,(T),S], and each sensor of the contract by its field,
+                [B,(T),...]. Where its length varies it is [B,(T),P,...], padded with zeros to
+                the longest of the batch, and FIELD_mask bool [B,(T),P] tells the rows that
+                are there; those stand first. Oldest first; before an episode's start and
+                behind its end there is its nearest observation again, where
+                observation_is_pad bool [B,T] is true. Without history (n_obs_steps 1) and
+                sequences there is no T, nor that mask.
+            targets: what the contract has of these, in the same way; without T in a history.
             actions: float32 [B,K,A], the last one repeated past the episode's end, where
-                action_is_pad bool [B,K] is true.
+                action_is_pad bool [B,K] is true. In sequences [B,S,K,A] and [B,S,K].
+            reward: float32 [B], in sequences [B,S]; if asked for.
             language: B texts.
             index, epoch: int64 [B].
-            Only those of ``config.fields`` are there, with their masks.
+            Only those of ``config.fields`` and ``config.signals`` are there.
 
         Raises:
             IndexError: a number is out of range.
         """
-        places = self._places(rows)
-        if "image" in self.config.fields and self._disk.noticed():
+        places = self._samples.places(rows)
+        if self._is_large and self._disk.noticed():
             # All at once, this batch's too: page faults would read one row after another.
-            for asked in (places, self._places(getattr(rows, "following", ()))):
-                self.index.cache.prefetch(self._history(asked))
+            for asked in (places, self._samples.places(getattr(rows, "following", ()))):
+                self._prefetch(self._samples.observed(asked))
         batch: Batch = {"observations": {}}
-        for name in self.config.fields:
+        for name in self._fields:
             value = self._read(name, places)
             (batch["observations"] if name in _OBSERVATIONS else batch)[name] = value
+        for signal in self._sensors:
+            batch["observations"] |= self._signal(signal, self._samples.observed(places))
+        if self._targets:
+            batch["targets"] = {}
+        for signal in self._targets:
+            batch["targets"] |= self._signal(signal, self._samples.own(places))
         if "actions" in batch:
-            batch["action_is_pad"] = np.arange(self.config.chunk_size) >= places.left[:, None]
-        if batch["observations"] and self.config.n_obs_steps > 1:
-            batch["observation_is_pad"] = places.step[:, None] < self._steps_back()
+            chunk = self.config.chunk_size
+            batch["action_is_pad"] = self._samples.commanded_is_pad(places, chunk)
+        is_pad = self._samples.observed_is_pad(places)
+        if batch["observations"] and is_pad is not None:
+            batch["observation_is_pad"] = is_pad
         batch["index"] = places.index
         batch["epoch"] = np.full(len(places.index), getattr(rows, "epoch", 0))
         for transform in self.transforms:
@@ -254,79 +163,97 @@ class MultiTaskDataset:
         """One field of all samples as a lazy array, for looks at the data: see :class:`FieldView`.
 
         Args:
-            name: ``image``, ``state``, ``actions`` or ``language``; shapes as in a batch.
+            name: ``image``, ``state``, ``actions``, ``language``, ``reward``, or a sensor or
+                target of the contract; shapes as in a batch.
 
         Raises:
             InputError: there is no such field.
         """
-        if name not in FIELDS:
-            raise InputError(f"field {name!r}", "a field", "none", did_you_mean(name, [*FIELDS]))
-        return FieldView(name, len(self), lambda rows: self._read(name, self._places(rows)))
+        layout = self.index.layout
+        known = [*_fields_of(layout), *(s.field for s in (*layout.sensors, *layout.targets))]
+        if name not in known:
+            raise InputError(f"field {name!r}", "a field", "none", did_you_mean(name, known))
+        return FieldView(name, len(self), lambda rows: self._read(name, self._samples.places(rows)))
 
     def tasks(self) -> dict[str, np.ndarray]:
         """The sample numbers of each task, int64, by its name in order of names."""
         of_episode = self.index.episodes["task"][self.episodes]
-        of_sample = np.repeat(of_episode, self._num_steps)
+        of_sample = np.repeat(of_episode, self._samples.counts)
         names = np.unique(of_episode)
         return {name.decode(): np.flatnonzero(of_sample == name) for name in names}
 
     def where(self, index: int) -> tuple[Path, int]:
-        """The file of the episode that a sample is from, and its step in it.
+        """The file of the episode that a sample is from, and its (first) step in it.
 
         Raises:
             IndexError: the number is out of range.
         """
-        step = int(self._places([index]).step[0])
-        row = int(self.episodes[self._ends.searchsorted(index, side="right")])
+        step = int(self._samples.places([index]).step[0])
+        row = int(self.episodes[self._samples.episode(index)])
         table = self.index.episodes
         return Path(self.config.roots[int(table["root"][row])], table.text("path", row)), step
 
-    def _places(self, rows: Sequence[int] | np.ndarray) -> Places:
-        index = np.array(rows, np.int64)
-        if index.size and index.view(np.uint64).max() >= len(self):  # those below 0 too
-            raise IndexError(f"sample out of range: the dataset has {len(self)}")
-        episode = self._ends.searchsorted(index, side="right")
-        end, steps, first_row, first_action = self._table.take(episode, axis=0).T
-        left = end - index
-        return Places(index, steps - left, left, first_row, first_action)
-
-    def _steps_back(self) -> np.ndarray:
-        return np.arange(self.config.n_obs_steps - 1, -1, -1)
-
-    def _history(self, places: Places) -> np.ndarray:
-        """Rows of the observations, int64 [B,T], or [B] without history."""
-        if self.config.n_obs_steps == 1:
-            return np.asarray(places.first_row + places.step)
-        steps = np.maximum(places.step[:, None] - self._steps_back(), 0)
-        return np.asarray(places.first_row[:, None] + steps)
+    def _prefetch(self, rows: np.ndarray) -> None:
+        """Of what is large: pictures and clouds."""
+        cache = self.index.cache
+        if "image" in self._fields:
+            cache.prefetch(rows)
+        for signal in self._sensors:
+            if signal.varies:
+                cache.prefetch_signal(signal.field, rows)
 
     def _read(self, name: str, places: Places) -> Any:
-        cache = self.index.cache
+        cache, samples = self.index.cache, self._samples
         if name == "actions":
-            return cache.chunks(places.first_action + places.step, self.config.chunk_size)
+            return cache.chunks(samples.commanded(places), self.config.chunk_size)
         if name == "language":
             return self._texts[cache.take(name, places.first_row + places.step)].tolist()
         if name == "state":
-            return cache.take(name, self._history(places))
-        pictures = cache.take("images", self._history(places))
+            return cache.take(name, samples.observed(places))
+        if name != "image":
+            is_sensor = any(signal.field == name for signal in self.index.layout.sensors)
+            return cache.signal(name, (samples.observed if is_sensor else samples.own)(places))[0]
+        pictures = cache.take("images", samples.observed(places))
         return pictures.transpose(*range(pictures.ndim - 3), -1, -3, -2)
+
+    def _signal(self, signal: Signal, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """A signal by its field, with its mask where its length varies."""
+        values, mask = self.index.cache.signal(signal.field, rows)
+        return {signal.field: values} | ({} if mask is None else {f"{signal.field}_mask": mask})
 
     def __reduce__(self) -> tuple[object, ...]:
         # Worker processes map the arrays themselves instead of receiving copies.
         return (MultiTaskDataset, (self.config, self._given))
 
     def __repr__(self) -> str:
-        height, width, channels = self.index.layout.picture
-        picture = [len(self.index.layout.cameras), channels, height, width]
-        size = self.index.layout.action_dim
-        history = [self.config.n_obs_steps] if self.config.n_obs_steps > 1 else []
         names = np.unique(self.index.episodes["task"][self.episodes])
+        length = self.config.sequence_length
+        samples = f"{len(self)} steps" if length is None else f"{len(self)} sequences"
         return (
-            f"MultiTaskDataset({self.config.split}: {len(self.episodes)} episodes, {len(self)} "
-            f"steps, tasks {', '.join(name.decode() for name in names)}; "
-            f"image uint8{history + picture}, state float32{[*history, size]}, "
-            f"actions float32[{self.config.chunk_size}, {size}])"
+            f"MultiTaskDataset({self.config.split}: {len(self.episodes)} episodes, {samples}, "
+            f"tasks {', '.join(name.decode() for name in names)}; {', '.join(self._shapes())})"
         )
+
+    def _shapes(self) -> Iterator[str]:
+        layout, config = self.index.layout, self.config
+        run = [] if config.sequence_length is None else [config.sequence_length]
+        time = [config.n_obs_steps] if config.n_obs_steps > 1 else run
+        height, width, channels = layout.picture
+        if layout.cameras:
+            yield f"image uint8{[*time, len(layout.cameras), channels, height, width]}"
+        if layout.state_dim:
+            yield f"state float32{[*time, layout.state_dim]}"
+        for signal in self._sensors:
+            yield _shown(signal, time)
+        for signal in self._targets:
+            yield f"target {_shown(signal, run)}"
+        yield f"actions float32{[*run, config.chunk_size, layout.action_dim]}"
+
+
+def _shown(signal: Signal, time: list[int]) -> str:
+    sizes = [*time, *("P" if size == -1 else size for size in signal.shape)]
+    text = ", ".join(map(str, sizes))
+    return f"{signal.field} {signal.dtype}" + (f"[{text}]" if sizes else "")
 
 
 def _open_index(config: DatasetConfig) -> Index:
@@ -335,6 +262,38 @@ def _open_index(config: DatasetConfig) -> Index:
         longer = index.config.model_copy(update={"max_chunk": config.chunk_size})
         index = build_index(config.roots, config.index, longer)
     return index
+
+
+def _fields_of(layout: Layout) -> list[FieldName]:
+    """What there is of the fields that a setting can name: not every robot has cameras."""
+    absent = {"image": not layout.cameras, "state": not layout.state_dim}
+    absent["reward"] = not layout.reward
+    return [name for name in get_args(FieldName) if not absent.get(name)]
+
+
+def _chosen_fields(layout: Layout, config: DatasetConfig) -> tuple[FieldName, ...]:
+    known = _fields_of(layout)
+    if "reward" in config.fields and not layout.reward:
+        mend = "Take it out of dataset.fields, or record the episodes with it."
+        raise InputError("dataset.fields: 'reward'", "episodes that record it", "none", mend)
+    return tuple(name for name in config.fields if name in known)
+
+
+def _chosen_signals(
+    signals: Sequence[Signal], layout: Layout, config: DatasetConfig
+) -> tuple[Signal, ...]:
+    if config.signals is None:
+        return tuple(signals)
+    joined = [signal.field for signal in (*layout.state_signals, *layout.action_signals)]
+    known = [signal.field for signal in (*layout.sensors, *layout.targets)]
+    for name in config.signals:
+        if name not in known:
+            part = "a part of the state or the actions, which are read as they are"
+            raise InputError(
+                f"dataset.signals: {name!r}", "a sensor or target of the data",
+                part if name in joined else "none", did_you_mean(name, known),
+            )  # fmt: skip
+    return tuple(signal for signal in signals if signal.field in config.signals)
 
 
 def _choose_episodes(index: Index, config: DatasetConfig) -> np.ndarray:

@@ -88,11 +88,11 @@ RANGES = {
 """The beginning of codes -> what they have in common."""
 
 ELSEWHERE = {
-    "E502": "cameras of different sizes, or none",
-    "E503": "`grip_q_*` in some episodes and not in others",
+    "E502": "cameras of different sizes",
+    "E503": "`grip_q_*` or `reward` in some episodes and not in others",
     "E504": "a field that the other episodes have is missing",
     "E505": "a field has another dtype or shape than in the other episodes",
-    "E506": "a field holds NaN or infinity",
+    "E506": "a field holds NaN, infinity, or a whole number that float32 has not",
     "E507": "most episodes do not fit the first",
     "C101": "not a safetensors file, or cut short in its header",
     "C102": "a header without the entries of a teamvla checkpoint",

@@ -14,10 +14,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from teamvla.data.index_build import IndexBuild
-from teamvla.data.index_format import SUMMARY, Index, IndexConfig
+from teamvla.data.index_format import OLDER, SUMMARY, Index, IndexConfig
 from teamvla.data.manifest import FileState, list_files
 from teamvla.errors import InputError
-from teamvla.files import naming
+from teamvla.files import naming, read_json
 
 __all__ = ["Index", "IndexConfig", "build_index", "index_folder"]
 LOG = logging.getLogger(__name__)
@@ -56,14 +56,14 @@ def build_index(
     files = list_files(paths)
     folder = index_folder(paths, out)
     standing = _standing(folder)
-    config = _settled(config, standing)
+    config = _settled(config, standing, folder)
     standing = None if rebuild else standing
     if standing is not None and _is_current(standing, files, config):
         return standing
     _make(folder)
     with _exclusive(folder):
         before, standing = standing, None if rebuild else _standing(folder, LOG.warning)
-        config = _settled(config, standing)
+        config = _settled(config, standing, folder)
         if _build(before) != _build(standing):
             files = list_files(paths)  # another process was here; its list may be newer
         if standing is not None and _is_current(standing, files, config):
@@ -122,10 +122,24 @@ def _standing(folder: Path, tell: Callable[..., None] = LOG.debug) -> Index | No
         return None
 
 
-def _settled(config: IndexConfig | None, standing: Index | None) -> IndexConfig | None:
-    if standing is None:
-        return config
-    return config.over(standing.config) if config is not None else standing.config
+def _settled(
+    config: IndexConfig | None, standing: Index | None, folder: Path
+) -> IndexConfig | None:
+    before = _older_settings(folder) if standing is None else standing.config
+    if before is None or config is None:
+        return config or before
+    return config.over(before)
+
+
+def _older_settings(folder: Path) -> IndexConfig | None:
+    """Those of an index of an older version: it is built anew, and they still hold."""
+    try:
+        summary = read_json(folder / SUMMARY)
+        if summary["schema"] in OLDER:
+            return IndexConfig.model_validate(summary["config"])
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        pass  # there is none, or nothing that can be told from it
+    return None
 
 
 def _build(index: Index | None) -> str | None:

@@ -28,13 +28,17 @@ from teamvla.config import Settings
 from teamvla.contract import Contract
 from teamvla.data.cache import Cache
 from teamvla.data.cache_shards import ShardInfo
+from teamvla.data.layout import Layout
 from teamvla.data.manifest import Manifest
-from teamvla.data.packing import Layout
 from teamvla.errors import ContractError, InputError
 from teamvla.files import read_json, sha256_file
 
-SCHEMA = "teamvla.index/2"
+SCHEMA = "teamvla.index/3"
+#: of versions that are built anew from the episodes, with the settings that they had
+OLDER = ("teamvla.index/2",)
 SUMMARY = "summary.json"
+#: how digests begin: what stands in checkpoints, whatever the version of the index
+_CONTENT = b"teamvla.index/2"
 _REBUILD = "Build it anew with `teamvla index --rebuild`."
 
 
@@ -223,7 +227,7 @@ def checksums(build: Path) -> dict[str, str]:
 
 def content_digest(manifest: Manifest, config: IndexConfig) -> str:
     """Digest of names, bytes and splits, in order, and of what JPEG makes of the pictures."""
-    digest = hashlib.sha256(SCHEMA.encode())
+    digest = hashlib.sha256(_CONTENT)
     if config.codec != "raw":
         digest.update(config.pictures.encode())
     columns = [manifest[name].tolist() for name in ("task", "episode_id", "digest", "split")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +13,13 @@ from typing import Any
 from teamvla.contract import Contract
 from teamvla.data.cache_shards import Stored
 from teamvla.data.index_format import IndexConfig
+from teamvla.data.layout import Layout
 from teamvla.data.manifest import Entry, FileState
 from teamvla.data.npz import Episode, read_episode
-from teamvla.data.packing import Buffers, Layout, pack, store
+from teamvla.data.packing import Buffers, pack, store
 from teamvla.errors import ContractError, EpisodeError, InputError
 from teamvla.files import sha256_file
 
-LOG = logging.getLogger(__name__)
 #: the file could not be read at all: looked at again in every run
 UNREADABLE = "E217"
 #: episodes disagree with each other: no reason to leave out the one that comes second
@@ -60,7 +59,6 @@ class Agreement:
         contract = episode.meta.get("contract")
         if self.layout is None or self.first is None:
             parsed = Contract.parse(contract, str(episode.path)) if contract else None
-            _require_arms(parsed, episode.path)
             layout = Layout.of(episode, parsed)
             self.layout, self.contract, self.first = layout, contract, episode.path
         elif contract != self.contract:
@@ -76,22 +74,6 @@ class Agreement:
             )
         reference = Contract.parse(self.contract, str(self.first))
         reference.require(Contract.parse(contract, str(path)), str(self.first), str(path))
-
-
-def _require_arms(contract: Contract | None, path: Path) -> None:
-    """ContractError for a command that the rows of the cache have no room for; see packing."""
-    if contract is None or not contract.signals:
-        return
-    if commands := ", ".join(signal.field for signal in contract.action_signals):
-        raise ContractError(
-            f"{path}: {contract.embodiment}",
-            "commands of arms alone",
-            f"the action signals {commands}",
-            "The training cache holds pictures, joints and instructions; read such episodes with "
-            "teamvla.data.read_episode.",
-        )
-    fields = ", ".join(signal.field for signal in contract.signals)
-    LOG.warning("%s: the training cache leaves out the contract's signals: %s", path, fields)
 
 
 class EpisodeReader:

@@ -9,7 +9,7 @@ import numpy as np
 
 from teamvla.data.cache_shards import RowShape, ShardInfo, ShardWriter, Stored
 
-#: pictures in a shard, at most (an episode is never torn apart)
+#: pictures and signals in a shard, at most (an episode is never torn apart)
 MAX_BYTES = 64 << 30
 
 
@@ -31,7 +31,7 @@ class NewShards:
 
     def append(self, stored: Stored, shape: RowShape) -> tuple[int, int]:
         """Add an episode; its row numbers."""
-        if self._writer is not None and self._writer.image_bytes >= MAX_BYTES:
+        if self._writer is not None and self._writer.large_bytes >= MAX_BYTES:
             self.close()
         if self._writer is None:
             path = self.folder / f"shard-{self._number + len(self.folders):04d}"

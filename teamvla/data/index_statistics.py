@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from teamvla.data.cache import Cache
+from teamvla.data.layout import Layout
 from teamvla.data.manifest import Manifest
-from teamvla.data.packing import EVERY, Layout
+from teamvla.data.packing import EVERY
 from teamvla.data.statistics import column_statistics, length_figures, pixel_figures
 
 _BLOCK = 1 << 17
@@ -19,7 +20,6 @@ def index_statistics(cache: Cache, manifest: Manifest, layout: Layout) -> dict[s
     """Figures of the state, the actions, the pictures and the lengths of the train split."""
     rows = manifest.rows("train")
     steps = manifest["num_steps"][rows]
-    gripper = "grip_q" if layout.measured_grip else "grip"
 
     def vectors(name: str, first: str) -> dict[str, list[float]]:
         starts = manifest[first][rows]
@@ -29,10 +29,7 @@ def index_statistics(cache: Cache, manifest: Manifest, layout: Layout) -> dict[s
         "state": vectors("state", "first_row"),
         "actions": vectors("actions", "first_action"),
         "count": int(steps.sum()),
-        "columns": {
-            "state": layout.columns("q", gripper),
-            "actions": layout.columns("action", "grip"),
-        },
+        "columns": {"state": layout.state_columns, "actions": layout.action_columns},
         "pictures": _pictures(cache, manifest["first_row"][rows], layout),
         "lengths": length_figures(steps),
     }

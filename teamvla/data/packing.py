@@ -1,83 +1,29 @@
 """One episode as the cache stores it: pictures side by side, state and actions joined.
 
-Fields that neither the cameras nor the arms of the contract name, and those whose length
-varies from step to step, are not in the cache: they stay in the episode's file.
+Fields that the contract does not name are not in the cache, but for the reward: they stay in
+the episode's file.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from teamvla.contract import Contract
+from teamvla.contract import Signal
 from teamvla.data.cache_codecs import Pictures, encode_jpeg
-from teamvla.data.cache_shards import RowShape, Stored, pictures_crc
+from teamvla.data.cache_shards import Stored, pictures_crc
+from teamvla.data.cache_signals import SignalShape, Values
+from teamvla.data.layout import REWARD, Layout
 from teamvla.data.manifest import unusable
 from teamvla.data.npz import Episode
+from teamvla.data.ragged import Ragged
+from teamvla.errors import EpisodeError
 
 #: statistics of pictures are of every so many steps, and there of every so many lines
 EVERY = {"steps": 4, "lines": 8}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which fields make up the cache's rows; equal in all episodes of an index."""
-
-    cameras: tuple[str, ...]
-    picture: tuple[int, ...]  # height, width, channels
-    arms: tuple[str, ...]
-    joints: tuple[int, ...]  # of each arm, without the gripper
-    measured_grip: bool  # whether grip_q_* is recorded; else state has the previous command
-
-    @classmethod
-    def of(cls, episode: Episode, contract: Contract | None) -> Layout:
-        """What the contract promises; without one, what a two-arm episode shows."""
-        shapes = {name: field.shape[1:] for name, field in episode.fields.items()}
-        if contract is None:
-            cameras: tuple[str, ...] = ("rgb_a", "rgb_b")
-            arms: tuple[str, ...] = ("a", "b")
-            pictures = {shapes.get(camera, ()) for camera in cameras}
-            joints = tuple(sum(shapes.get(f"q_{arm}", ())) for arm in arms)
-        else:
-            cameras = tuple(camera.field for camera in contract.cameras)
-            arms = tuple(arm.name for arm in contract.arms)
-            pictures = {(camera.height, camera.width, 3) for camera in contract.cameras}
-            joints = tuple(arm.num_joints for arm in contract.arms)
-        if len(pictures) != 1:
-            got = ", ".join(map(str, sorted(pictures))) or "no camera"
-            raise unusable(episode.path, "cameras of one size", got, "E502")
-        measured = all(f"grip_q_{arm}" in shapes for arm in arms)
-        return cls(cameras, pictures.pop(), arms, joints, measured)
-
-    @classmethod
-    def parse(cls, data: dict[str, Any]) -> Layout:
-        """The layout that :meth:`to_dict` wrote."""
-        fixed: dict[str, Any] = {k: tuple(v) for k, v in data.items() if k != "measured_grip"}
-        return cls(**fixed, measured_grip=bool(data["measured_grip"]))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def action_dim(self) -> int:
-        """Length of the joined vectors: each arm's joints and its gripper."""
-        return sum(count + 1 for count in self.joints)
-
-    def columns(self, joint: str, gripper: str) -> list[str]:
-        """What stands where in a joined vector, as in ``q_a[0]``, of fields of these names."""
-        names: list[str] = []
-        for arm, joints in zip(self.arms, self.joints, strict=True):
-            names += [f"{joint}_{arm}[{number}]" for number in range(joints)]
-            names.append(f"{gripper}_{arm}")
-        return names
-
-    def rows(self, max_chunk: int, codec: str) -> RowShape:
-        """The rows of a cache of this layout."""
-        dim = self.action_dim
-        return RowShape(len(self.cameras), self.picture, dim, dim, max_chunk, codec)
 
 
 class Buffers:
@@ -111,12 +57,15 @@ class Packed:
     state: np.ndarray  # float32 [T,S]
     actions: np.ndarray  # float32 [T,A], without padding
     instructions: list[str]  # T of them
+    signals: tuple[Values, ...] = ()  # those of the layout's arrays
 
 
 def store(packed: Packed, digest: str, jpeg_quality: int | None) -> Stored:
     """The form in which a shard takes an episode; JPEG if a quality is given."""
     images = packed.images
-    pictures = Pictures(images) if jpeg_quality is None else encode_jpeg(images, jpeg_quality)
+    pictures = Pictures(images)
+    if jpeg_quality is not None and images.shape[1]:
+        pictures = encode_jpeg(images, jpeg_quality)
     return Stored(
         digest,
         pictures,
@@ -125,12 +74,15 @@ def store(packed: Packed, digest: str, jpeg_quality: int | None) -> Stored:
         packed.actions,
         packed.instructions,
         _pixel_sums(images[:: EVERY["steps"], :, :: EVERY["lines"]]),
+        packed.signals,
     )
 
 
 def _pixel_sums(images: np.ndarray) -> np.ndarray:
     """Number, sum and sum of squares of uint8 [T,V,h,w,C]: float64 [V,3,C], exact."""
     cameras, colours = images.shape[1], images.shape[-1]
+    if not cameras:
+        return np.zeros((0, 3, colours))
     values = images.swapaxes(0, 1).reshape(cameras, -1, colours).astype(np.float64)
     ones = np.ones(values.shape[1])  # products with it are faster than sums over a middle axis
     count = np.full((cameras, colours), float(len(ones)))
@@ -150,19 +102,60 @@ def pack(episode: Episode, layout: Layout, buffers: Buffers | None = None) -> Pa
         measured.append(_field(episode, f"q_{arm}", "float32", (joints,)))
         measured.append(_opening(episode, arm, grip, layout)[:, None])
         actions += [_field(episode, f"action_{arm}", "float32", (joints,)), grip[:, None]]
+    measured += [_numbers(episode, signal) for signal in layout.state_signals]
+    actions += [_numbers(episode, signal) for signal in layout.action_signals]
     return Packed(
-        _side_by_side(pictures, buffers or Buffers()),
-        np.concatenate(measured, axis=1),
+        _side_by_side(pictures, episode.num_steps, layout, buffers or Buffers()),
+        np.concatenate([np.empty((episode.num_steps, 0), np.float32), *measured], axis=1),
         np.concatenate(actions, axis=1),
         [str(text) for text in episode.fields["instruction"]],
+        tuple(_values(episode, shape) for shape in layout.arrays),
     )
 
 
-def _side_by_side(pictures: list[np.ndarray], buffers: Buffers) -> np.ndarray:
-    images = buffers.take((len(pictures[0]), len(pictures), *pictures[0].shape[1:]))
+def _side_by_side(
+    pictures: Sequence[np.ndarray], steps: int, layout: Layout, buffers: Buffers
+) -> np.ndarray:
+    images = buffers.take((steps, len(pictures), *layout.picture))
     for camera, picture in enumerate(pictures):
         images[:, camera] = picture
     return images
+
+
+def _numbers(episode: Episode, signal: Signal) -> np.ndarray:
+    """A signal's part of a joined vector, float32 [T, size]: whole numbers as they are."""
+    values = _field(episode, signal.field, signal.dtype, signal.shape)
+    numbers = values.reshape(len(values), -1).astype(np.float32)
+    wrong = np.flatnonzero((numbers != values.reshape(numbers.shape)).any(axis=1))
+    if len(wrong):
+        expected = f"{signal.field}: whole numbers that float32 has"
+        raise unusable(episode.path, expected, f"others at step {wrong[0]}", "E506")
+    return numbers
+
+
+def _values(episode: Episode, shape: SignalShape) -> Values:
+    """What is an array of its own, in the dtype on the disk."""
+    if shape == REWARD and "reward" not in episode.fields:
+        raise unusable(episode.path, "reward, as in the other episodes", "none", "E503")
+    if not shape.varies:
+        fixed = _field(episode, shape.field, shape.dtype, shape.shape)
+        return fixed.astype(shape.stored, copy=False)
+    return _rows(episode, shape)
+
+
+def _rows(episode: Episode, shape: SignalShape) -> Ragged:
+    found = episode.fields.get(shape.field)
+    sizes = "".join(f",{n}" for n in ("P", *shape.row))
+    expected = f"{shape.field}: {shape.dtype}[T{sizes}]"
+    if found is None:
+        raise unusable(episode.path, expected, "no such field", "E504")
+    right = (episode.num_steps, *shape.shape)
+    if not isinstance(found, Ragged) or found.dtype != shape.dtype or found.shape != right:
+        raise unusable(episode.path, expected, f"{found.dtype}{[*found.shape]}", "E505")
+    if shape.dtype == "float32" and (row := _first_wrong(found.values)) is not None:
+        step = int(np.searchsorted(found.offsets, row, side="right")) - 1
+        raise _not_finite(episode, shape.field, step)
+    return Ragged(found.values.astype(shape.stored, copy=False), found.offsets)
 
 
 def _opening(episode: Episode, arm: str, grip: np.ndarray, layout: Layout) -> np.ndarray:
@@ -186,7 +179,18 @@ def _field(episode: Episode, name: str, dtype: str, shape: tuple[int, ...]) -> n
         raise unusable(episode.path, expected, "steps of different lengths", "E505")
     if array.dtype != dtype or array.shape != (episode.num_steps, *shape):
         raise unusable(episode.path, expected, f"{array.dtype}{[*array.shape]}", "E505")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        step = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
-        raise unusable(episode.path, f"{name}: finite numbers", f"others at step {step}", "E506")
+    if array.dtype.kind == "f" and (row := _first_wrong(array)) is not None:
+        raise _not_finite(episode, name, row)
     return array
+
+
+def _first_wrong(rows: np.ndarray) -> int | None:
+    """The first row with a number that is not finite."""
+    finite = np.isfinite(rows)
+    if finite.all():
+        return None
+    return int(np.flatnonzero(~finite.reshape(len(rows), -1).all(axis=1))[0])
+
+
+def _not_finite(episode: Episode, name: str, step: int) -> EpisodeError:
+    return unusable(episode.path, f"{name}: finite numbers", f"others at step {step}", "E506")

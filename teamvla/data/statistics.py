@@ -43,6 +43,8 @@ def column_statistics(blocks: Blocks) -> dict[str, list[float]]:
     if drawers is None:
         raise ValueError("statistics of nothing")
     ranks = _ranks(moments.count)
+    if not len(drawers):  # a robot that has no state
+        return {**moments.figures(), **{name: [] for name in QUANTILES}}
     sorted_at = _select(blocks, drawers, ranks)
     return {**moments.figures(), **_interpolate(sorted_at, ranks, moments.count)}
 
@@ -100,6 +102,7 @@ def describe(statistics: dict[str, Any]) -> list[str]:
         f"{max(figures['max']):.3g}], deviations {min(figures['std']):.3g} to "
         f"{max(figures['std']):.3g}"
         for name, figures in ((name, statistics[name]) for name in ("state", "actions"))
+        if figures["mean"]
     ]
 
 

@@ -51,8 +51,9 @@ class Mirror:
         seed: of the run.
 
     Raises:
-        ContractError: there is no contract, it has no kinematics or not two arms, or the
-            robot is not mirror symmetric; the message says where.
+        ContractError: there is no contract, it has no kinematics or not two arms, its signals
+            are parts of state or actions, or the robot is not mirror symmetric; the message
+            says where.
     """
 
     def __init__(self, contract: Contract | None, probability: float = 0.5, seed: int = 0) -> None:
@@ -64,6 +65,8 @@ class Mirror:
         self._signs = np.tile(signs, 2)
         self._names = {first.name: second.name, second.name: first.name}
         assert contract is not None
+        if joined := [s.field for s in (*contract.state_signals, *contract.action_signals)]:
+            raise _not_symmetric("states and commands of arms alone", ", ".join(joined))
         self._cameras = _counterparts([camera.field for camera in contract.cameras], self._names)
         arms = "|".join(map(re.escape, self._names))
         self._word = re.compile(rf"\b(?:{'|'.join(_WORDS)}|(?<=\barm )(?:{arms}))\b", re.IGNORECASE)
@@ -77,10 +80,12 @@ class Mirror:
         """The batch with the samples at the places ``chosen`` mirrored.
 
         Raises:
-            ContractError: it holds an observation whose mirror image is not known.
+            ContractError: it holds an observation or a target whose mirror image is not known.
         """
         observations = dict(batch["observations"])
-        unknown = sorted(observations.keys() - {"image", "state"})
+        unknown = sorted(observations.keys() - {"image", "state"}) + sorted(
+            batch.get("targets", ())
+        )
         if unknown:
             raise _not_symmetric("observations of image and state", ", ".join(unknown))
         mirrored = {**batch, "observations": observations}

@@ -130,7 +130,7 @@ def _apart(one: Summary, episodes: Sequence[Summary]) -> str:
     folders = {other.path.parent for other in episodes if other.contract == one.contract}
     others = {other.path.parent for other in episodes if other.contract != one.contract}
     if len(folders) == 1 and not folders & others:
-        takes = "validate" if one.meaning is None or one.meaning.action_signals else "index"
+        takes = "validate" if one.meaning is None else "index"
         return f"Use it as a root of its own: {shlex.join(['teamvla', takes, str(*folders)])}"
     return "Put them into a folder of their own"
 

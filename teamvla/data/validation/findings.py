@@ -96,13 +96,11 @@ class ValidationReport:
         episodes: how many files were looked at.
         findings: in the order of the files.
         leftovers: journals and temporary files of interrupted recordings; not validated.
-        trainable: whether no contract has commands that the training cache has no room for.
     """
 
     episodes: int
     findings: tuple[Finding, ...]
     leftovers: tuple[Path, ...] = ()
-    trainable: bool = True
 
     @property
     def invalid(self) -> int:

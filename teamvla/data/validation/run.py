@@ -64,9 +64,7 @@ def validate_roots(
         if selection.shows(finding):
             found.setdefault(summary.path, []).append(finding)
     ordered = (finding for path, _ in files for finding in found.pop(path, ()))
-    commands = any(one.meaning is not None and one.meaning.action_signals for one in summaries)
-    left = tuple(_leftovers(folders))
-    return ValidationReport(len(files), tuple(ordered), left, trainable=not commands)
+    return ValidationReport(len(files), tuple(ordered), tuple(_leftovers(folders)))
 
 
 def validate_file(path: str | Path, root: str | Path | None = None) -> list[Finding]:
