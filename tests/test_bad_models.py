@@ -16,7 +16,7 @@ from pydantic import Field
 from teamvla.checkpoint import read_checkpoint, read_header, write_checkpoint
 from teamvla.cli.app import run
 from teamvla.config import Project
-from teamvla.errors import CheckpointError, ConfigError, ContractError, EpisodeError
+from teamvla.errors import CheckpointError, ConfigError, EpisodeError
 from teamvla.models.encoders.language import CharacterConfig, SimpleLanguageEncoder
 from teamvla.models.encoders.vision import ConvConfig, ConvEncoder
 from teamvla.models.fusion.concat import ConcatConfig, ConcatFusion
@@ -30,12 +30,10 @@ from teamvla.models.registries import (
     MODELS,
     TEXT_ENCODER_REGISTRY,
 )
-from teamvla.models.registry import ModelRegistry, register_model
+from teamvla.models.registry import register_model
 from teamvla.models.vla_singlebrain import SingleBrainConfig, SingleBrainVLA
 from teamvla.registry import Registry
-from teamvla.sim.tasks import TaskConfig
 from teamvla.train import bc_trainer
-from teamvla.train.ranking import simulated_contract
 from teamvla.train.runs import open_run, resume_run, start_run
 from teamvla.train.trainer import sound
 
@@ -184,16 +182,6 @@ def test_a_chunk_may_be_as_long_as_the_longest_episode_and_no_longer(project, tm
         open_run(chunks(steps + 1), tmp_path)
 
 
-@pytest.mark.parametrize("name", ModelRegistry.list())
-def test_policies_for_arms_do_not_fit_other_commands(name):
-    driving = simulated_contract(Project.load("driving").section("task", TaskConfig))
-    with pytest.raises(ContractError) as refused:
-        ModelRegistry.create(name, contract=driving)
-    assert str(refused.value) == (
-        "contract: action: expected arms, for which this package has policies, got controls"
-    )
-
-
 def test_an_instruction_that_is_too_long_is_cut_with_one_warning(project, tmp_path, caplog):
     told = project.replace("model", language={"max_text_len": 5})
     with caplog.at_level(logging.WARNING, "teamvla"):
@@ -208,7 +196,7 @@ def test_an_instruction_that_is_too_long_is_cut_with_one_warning(project, tmp_pa
 
 def left_out(project: Project, folder: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
     with caplog.at_level(logging.WARNING, "teamvla"):
-        open_run(project, folder)
+        start_run(project, folder / "run")
     return [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
 
 

@@ -304,6 +304,7 @@ def test_composed_policies_are_what_the_annotations_say():
     }
     assert noted == {
         "head": "action head",
+        "temporal": "temporal part",
         "vision": "vision encoder",
         "language": "text encoder",
         "fusion": "fusion",

@@ -28,12 +28,17 @@ from teamvla.config.session import SessionConfig
 from teamvla.data import OPTIONAL_FIELDS, STEP_SPECS, find_episodes, read_meta
 from teamvla.data.codes import CODES
 from teamvla.data.transforms import TRANSFORMS
+from teamvla.models.base import PolicyConfig
 from teamvla.models.composed import ComposedConfig, SensingConfig
+from teamvla.models.openvla.heads import OPENVLA_HEADS
 from teamvla.models.registries import (
     ACTION_HEAD_REGISTRY,
     ENCODER_REGISTRY,
     FUSION_REGISTRY,
     MODELS,
+    PROJECTOR_REGISTRY,
+    SENSOR_ENCODER_REGISTRY,
+    TEMPORAL_REGISTRY,
     TEXT_ENCODER_REGISTRY,
 )
 from teamvla.registry import import_object
@@ -102,15 +107,20 @@ SHARED = "two arms"
 #: tables of keys that several variants of a section share -> the class that has them
 BASES: dict[str, type[Settings]] = {
     f"task ({SHARED})": TwoArmTaskConfig,
-    "model (every policy)": SensingConfig,
+    "model (every policy)": PolicyConfig,
+    "model (encoders)": SensingConfig,
     "model (one trunk)": ComposedConfig,
 }
 #: keys of ``model`` whose ``type`` decides the others -> what they choose from
 CHOICES = {
     "model.head": ACTION_HEAD_REGISTRY,
+    "model.head of openvla": OPENVLA_HEADS,
     "model.vision": ENCODER_REGISTRY,
     "model.language": TEXT_ENCODER_REGISTRY,
     "model.fusion": FUSION_REGISTRY,
+    "model.temporal": TEMPORAL_REGISTRY,
+    "model.projector": PROJECTOR_REGISTRY,
+    "model.sensors.*": SENSOR_ENCODER_REGISTRY,
 }
 
 

@@ -21,6 +21,9 @@ from teamvla.models import (
     ENCODER_REGISTRY,
     FUSION_REGISTRY,
     MODELS,
+    PROJECTOR_REGISTRY,
+    SENSOR_ENCODER_REGISTRY,
+    TEMPORAL_REGISTRY,
     TEXT_ENCODER_REGISTRY,
 )
 from teamvla.models.features import Features
@@ -327,6 +330,9 @@ REGISTRIES = {
     "vision encoders": ENCODER_REGISTRY,
     "text encoders": TEXT_ENCODER_REGISTRY,
     "fusions": FUSION_REGISTRY,
+    "sensor encoders": SENSOR_ENCODER_REGISTRY,
+    "temporal parts": TEMPORAL_REGISTRY,
+    "projectors": PROJECTOR_REGISTRY,
 }
 
 

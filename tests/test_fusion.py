@@ -15,7 +15,9 @@ from teamvla.models.encoders.vision import ConvConfig, build_vision_encoder
 from teamvla.models.encoders.vit import ViTConfig
 from teamvla.models.features import Modalities, Tokens
 from teamvla.models.fusion.concat import ConcatConfig
+from teamvla.models.fusion.cross_modal import CrossModalConfig, CrossModalFusion, across
 from teamvla.models.fusion.film import FilmBlock, FilmConfig
+from teamvla.models.fusion.hierarchical import HierarchicalConfig, HierarchicalFusion
 from teamvla.models.fusion.transformer import TransformerFusionConfig
 from teamvla.models.registries import FUSION_REGISTRY
 from teamvla.models.registry import ModelRegistry
@@ -23,7 +25,9 @@ from teamvla.models.registry import ModelRegistry
 CONCAT = ConcatConfig(hidden_dim=32, num_blocks=1)
 FILM = FilmConfig(hidden_dim=32, num_blocks=1)
 TRANSFORMER = TransformerFusionConfig(embed_dim=32, num_heads=2)
-FUSIONS = [CONCAT, FILM, TRANSFORMER]
+CROSS = CrossModalConfig(embed_dim=32, num_heads=2, num_blocks=0)
+HIERARCHICAL = HierarchicalConfig(embed_dim=32, num_heads=2)
+FUSIONS = [CONCAT, FILM, TRANSFORMER, CROSS, HIERARCHICAL]
 CNN = ConvConfig(width=8, reduced=8, grid=4, features=16)
 VIT = ViTConfig(patch_size=16, embed_dim=32, num_heads=2, num_layers=1)
 ENCODERS = [CNN, ResNetConfig(width=8, grid=4, features=16), VIT]
@@ -164,6 +168,50 @@ def test_rows_of_a_batch_do_not_mix(config, vision):
     torch.testing.assert_close(
         fusion(third).summary, fusion(seen).summary[2:], rtol=1e-5, atol=1e-5
     )
+
+
+def test_tokens_look_at_other_modalities_alone_where_there_are_any():
+    full = torch.ones(2, 2, dtype=torch.bool)
+    empty = torch.tensor([[True, True], [False, False]])
+    parts = {"a": Tokens(torch.zeros(2, 2, 4), full), "b": Tokens(torch.zeros(2, 2, 4), empty)}
+    seen = across(parts)[:, 0].int().tolist()
+    assert seen[0] == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+    assert seen[1] == [[1, 1, 0, 0]] * 4  # the second has nothing to be asked for
+    alone = across({"a": Tokens(torch.zeros(2, 2, 4), full)})
+    assert alone.all()
+
+
+def test_the_specification_s_cross_modal_fusion_takes_tensors():
+    torch.manual_seed(0)
+    fusion = CrossModalFusion(feature_dim=32, num_heads=4).eval()
+    given = {name: torch.randn(2, n, 32) for name, n in (("vision", 6), ("lidar", 4), ("radar", 3))}
+    fused = fusion(**given)
+    assert fused.shape == (2, 6, 32)
+    for name in ("vision", "lidar", "radar"):
+        other = fusion(**{**given, name: torch.randn_like(given[name])})
+        assert (other - fused).abs().max() > 1e-3, name
+
+
+def test_the_specification_s_hierarchical_fusion_takes_tensors():
+    torch.manual_seed(0)
+    fusion = HierarchicalFusion(feature_dim=32, num_heads=4).eval()
+    given = {name: torch.randn(2, n, 32) for name, n in (("vision", 6), ("lidar", 4), ("radar", 3))}
+    fused = fusion(**given)
+    assert fused.shape == (2, 32)
+    for name in ("vision", "lidar", "radar"):
+        other = fusion(**{**given, name: torch.randn_like(given[name])})
+        assert (other - fused).abs().max() > 1e-3, name
+
+
+def test_lidar_and_radar_meet_before_the_pictures():
+    """The first stage hands on so many tokens of a scene, whatever the sensors had."""
+    torch.manual_seed(0)
+    fusion = HierarchicalFusion(HierarchicalConfig(embed_dim=32, num_heads=2, scene_tokens=5))
+    assert fusion.scene is None  # nothing of the kind
+    fusion = HierarchicalFusion(32, num_heads=2)
+    parts = {"first": 1, "points": 40, "radar": 12, "vision": 7}
+    tokens = {name: Tokens.full(torch.randn(2, n, 32)) for name, n in parts.items()}
+    assert fusion._staged(tokens).tokens.mask.shape == (2, 1 + 7 + 16)
 
 
 def test_film_scales_and_shifts_as_the_formula_says():

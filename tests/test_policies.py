@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_policies import (
     CHUNK,
+    COMPOSABLE,
     CONTRACT,
     DIM,
     HEADS,
-    POLICIES,
     STATISTICS,
     assert_slopes,
     make,
@@ -24,7 +24,7 @@ from small_policies import (
 from teamvla.models import MODELS, LossConfig, build_policy
 from teamvla.models.loading import from_arrays, to_arrays
 
-every_policy = pytest.mark.parametrize("name", POLICIES)
+every_policy = pytest.mark.parametrize("name", COMPOSABLE)
 every_head = pytest.mark.parametrize("head", HEADS)
 
 
@@ -65,7 +65,7 @@ def lost(policy: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
 def gradients(policy: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
     policy.zero_grad()
     lost(policy, batch)["loss"].backward()
-    return [parameter.grad.clone() for parameter in policy.parameters()]
+    return [p.grad.clone() for p in policy.parameters() if p.requires_grad]
 
 
 @pytest.mark.parametrize("value", [50.0, float("nan"), float("inf")])

@@ -17,7 +17,12 @@ from teamvla.models.loading import load_policy
 from teamvla.train import bc_trainer
 
 ROOT = Path(__file__).parent.parent
-NAMES = sorted(path.stem for path in (ROOT / "configs" / "model").glob("*.yaml"))
+#: needs weights of somebody else's: tests/test_vla_model.py
+ELSEWHERE = {"vla_model"}
+#: what a robot with two arms lacks
+WITHOUT = {"multi_sensor": ("model.sensors=null",)}
+FILES = (ROOT / "configs" / "model").glob("*.yaml")
+NAMES = sorted(path.stem for path in FILES if path.stem not in ELSEWHERE)
 
 
 def predicted(policy: Policy, batch: Mapping[str, Any]) -> torch.Tensor:
@@ -26,7 +31,7 @@ def predicted(policy: Policy, batch: Mapping[str, Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_model_is_trained_loaded_and_evaluated(name, lift_root, tmp_path):
-    settings = (*SMALL, "trainer.epochs=1", "task.max_steps=5")
+    settings = (*SMALL, *WITHOUT.get(name, ()), "trainer.epochs=1", "task.max_steps=5")
     project = Project.load(f"model/{name}", settings).replace("dataset", roots=[str(lift_root)])
     trained = bc_trainer.main(project, tmp_path / "run")
     batch, learner = next(iter(trained.train_loader)), trained.learner

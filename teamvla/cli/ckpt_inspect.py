@@ -154,6 +154,8 @@ def _summary(header: Header, verified: bool) -> dict[str, str]:
         "kind": inline(meta.get("kind", "unknown")),
         "policy": _first(config.get("model"), "type"),
         "parts": _parts(config.get("model")),
+        "adapted": _adapted(config.get("model")),
+        "base": _base(meta.get("base")),
         "task": _first(config.get("task"), "name"),
         "data": ", ".join(map(printable, map(str, _items(meta, "tasks")))),
         "parameters": f"{sum(t.numel for t in model):,} in {len(model)} tensors",
@@ -171,6 +173,22 @@ def _parts(model: Any) -> str:
     parts = [f"{name} {kind}" for name in PARTS if (kind := _kind(model, name))]
     chunk = _first(model, "chunk_size")
     return ", ".join([*parts, f"chunk {chunk}"] if chunk else parts)
+
+
+def _adapted(model: Any) -> str:
+    """``lora r 16, alpha 32; frozen vision.*``, of a policy of which a part was trained."""
+    given = model.get("adaptation") if isinstance(model, dict) else None
+    lora = given.get("lora") if isinstance(given, dict) else None
+    said = [f"lora r {_first(lora, 'r')}, alpha {_first(lora, 'alpha')}"] if lora else []
+    frozen = ", ".join(map(inline, _items(given, "freeze"))) if isinstance(given, dict) else ""
+    return "; ".join([*said, f"frozen {frozen}"] if frozen else said)
+
+
+def _base(entry: Any) -> str:
+    """The checkpoint that has what this one does not."""
+    if not isinstance(entry, dict):
+        return ""
+    return f"{_first(entry, 'file')} ({_first(entry, 'sha256')[:12]}) has what was not trained"
 
 
 def _kind(model: Any, name: str) -> str:

@@ -23,6 +23,10 @@ from teamvla.cli.options import (
 from teamvla.interrupts import graceful_stop
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from teamvla.config import Project
+    from teamvla.train.estimate import Estimate
     from teamvla.train.runs import Run
     from teamvla.train.trainer import TrainingState
 
@@ -52,11 +56,22 @@ def train(
         Path | None, typer.Option("--init-from", metavar="CKPT", help="Start from its weights.")
     ] = None,
     set_: Set = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only tell parameters, steps, memory and time."),
+    ] = False,
 ) -> Result:
     """Train a policy; checkpoints are ranked by rollouts in the simulator.
 
     Ctrl-C, TERM and USR1 save a checkpoint first and tell how to go on.
     """
+    if dry_run:
+        stands_alone("--dry-run", "a training to begin", "A run that goes on is known.",
+                     {"--resume": resume})  # fmt: skip
+        project = _project(data, task, config, set_, seed=seed, device=device)
+        given = {"data": data, "out": out, "task": task, "config": config, "device": device,
+                 "seed": seed, "init_from": init_from, "set": set_}  # fmt: skip
+        return _estimated(project, init_from, command_line("train", **given))
     from teamvla.sim.tasks import TaskConfig
     from teamvla.train import bc_trainer
     from teamvla.train.ranking import simulated_contract
@@ -74,12 +89,7 @@ def train(
                 return _already_finished(resume, state)
             run = resume_run(resume, device, data)
         else:
-            require_tasks(task or ())
-            first, ranked = (task[0], _ranked_by(task)) if task else (None, [])
-            project = load_project(
-                config or "train_bc", [*ranked, *(set_ or ())], first, seed=seed, device=device
-            )
-            project = project.replace("dataset", roots=data)
+            project = _project(data, task, config, set_, seed=seed, device=device)
             run = start_run(project, out, init_from)
         finished = bc_trainer.train(run, stop=lambda: bool(stop))
     best = run.checkpoints / "best.ckpt"
@@ -94,6 +104,69 @@ def train(
         next_command=measure if finished else again,
         exit_code=0 if finished else stop.exit_code,
     )
+
+
+def _project(
+    data: list[str] | None,
+    task: list[str] | None,
+    config: str | None,
+    overrides: list[str] | None,
+    **session: Any,
+) -> Project:
+    """The configuration that the options make."""
+    require_tasks(task or ())
+    first, ranked = (task[0], _ranked_by(task)) if task else (None, [])
+    given = [*ranked, *(overrides or ())]
+    project = load_project(config or "train_bc", given, first, **session)
+    return project.replace("dataset", roots=data)
+
+
+def _estimated(project: Project, init_from: Path | None, command: str) -> Result:
+    from teamvla.train.estimate import estimate
+
+    found = estimate(project, init_from)
+    return Result(
+        "teamvla.train-estimate/1",
+        found.to_dict(),
+        human=lambda style: "\n".join(_estimate_lines(style, found)),
+        next_command=command,
+    )
+
+
+def _estimate_lines(style: Style, found: Estimate) -> Iterator[str]:
+    total, trained = found.parameters
+    yield f"{style.bold('model')}     {found.model}, {found.precision}, {found.device}"
+    yield f"{'':10}{'parameters':<16} {'total':>15} {'trained':>15}"
+    for name, (count, taught) in found.parts.items():
+        yield f"{'':10}{name:<16} {count:>15,} {taught:>15,}"
+    share = f"{trained / total:.1%}"
+    yield f"{'':10}{'all':<16} {total:>15,} {trained:>15,} {share:>7}"
+    yield (
+        f"{style.bold('steps')}     {found.steps_per_epoch:,} an epoch, {found.steps:,} in "
+        f"{found.epochs} epochs, {found.batch_size} samples each"
+    )
+    parts = ", ".join(f"{name} {_mb(size)}" for name, size in found.memory.items() if size)
+    more = "" if found.unknown is None else " and what a step computes"
+    yield f"{style.bold('memory')}    {_mb(found.total_bytes)}{more} beside the process itself"
+    yield f"{'':10}{parts}"
+    if found.unknown is not None:
+        yield f"{style.bold('time')}      not known: {found.unknown}"
+        return
+    took = found.seconds
+    yield (
+        f"{style.bold('time')}      about {_span(found.total_seconds)} on {found.threads} threads, "
+        f"and the rollouts; {1000 * took['step']:.0f} ms a step"
+    )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _measure(best: Path, run: Run, own_robot: bool) -> str:

@@ -134,8 +134,17 @@ def _inside(kind: Any, part: str | int, data: Any) -> Any:
         return next(iter(get_args(kind)), None)
     field = getattr(kind, "model_fields", {}).get(part)
     if field is None:
-        return None
+        return _of_mapping(kind, data)
     if isinstance(data, dict) and "type" not in data and hasattr(field.default, "type"):
         data = {**data, "type": field.default.type}
     chosen = (note for note in field.metadata if isinstance(note, ByType))
     return next((note.settings_of(data) for note in chosen), field.annotation)
+
+
+def _of_mapping(kind: Any, data: Any) -> Any:
+    """The settings that a value of ``dict[str, Annotated[..., ByType(...)]]`` is for, or None."""
+    for option in (kind, *get_args(kind)):
+        if get_origin(option) is dict:
+            notes = get_args(get_args(option)[1])[1:]
+            return next((n.settings_of(data) for n in notes if isinstance(n, ByType)), None)
+    return None

@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from teamvla.models.features import Features, Tokens
     from teamvla.models.heads.base import ActionHead
     from teamvla.models.losses import LossConfig
+    from teamvla.models.multi_sensor import MultiSensorConfig, MultiSensorVLA
     from teamvla.models.registries import (
         ACTION_HEAD_REGISTRY,
         ENCODER_REGISTRY,
         FUSION_REGISTRY,
         MODELS,
+        PROJECTOR_REGISTRY,
+        SENSOR_ENCODER_REGISTRY,
+        TEMPORAL_REGISTRY,
         TEXT_ENCODER_REGISTRY,
     )
     from teamvla.models.registry import ModelRegistry, register_model
     from teamvla.models.spaces import Spaces
     from teamvla.models.vla import VLAConfig, VLAPolicy
+    from teamvla.models.vla_model import VLAModel, VLAModelConfig
     from teamvla.models.vla_msgpassing import MsgPassingConfig, MsgPassingVLA
     from teamvla.models.vla_singlebrain import SingleBrainConfig, SingleBrainVLA
 
@@ -32,8 +37,12 @@ _HOME = {
     "BCConfig": "bc",
     "VLAPolicy": "vla",
     "VLAConfig": "vla",
+    "VLAModel": "vla_model",
+    "VLAModelConfig": "vla_model",
     "MsgPassingVLA": "vla_msgpassing",
     "MsgPassingConfig": "vla_msgpassing",
+    "MultiSensorVLA": "multi_sensor",
+    "MultiSensorConfig": "multi_sensor",
     "ACTPolicy": "act_policy",
     "ACTConfig": "act_policy",
     "ContinuousDiffusionPolicy": "diffusion_policy",
@@ -46,6 +55,9 @@ _HOME = {
     "ENCODER_REGISTRY": "registries",
     "FUSION_REGISTRY": "registries",
     "MODELS": "registries",
+    "PROJECTOR_REGISTRY": "registries",
+    "SENSOR_ENCODER_REGISTRY": "registries",
+    "TEMPORAL_REGISTRY": "registries",
     "TEXT_ENCODER_REGISTRY": "registries",
     "Policy": "base",
     "PolicyConfig": "base",
@@ -64,6 +76,9 @@ __all__ = [
     "ENCODER_REGISTRY",
     "FUSION_REGISTRY",
     "MODELS",
+    "PROJECTOR_REGISTRY",
+    "SENSOR_ENCODER_REGISTRY",
+    "TEMPORAL_REGISTRY",
     "TEXT_ENCODER_REGISTRY",
     "ACTConfig",
     "ACTPolicy",
@@ -79,6 +94,8 @@ __all__ = [
     "ModelRegistry",
     "MsgPassingConfig",
     "MsgPassingVLA",
+    "MultiSensorConfig",
+    "MultiSensorVLA",
     "Policy",
     "PolicyConfig",
     "SingleBrainConfig",
@@ -86,6 +103,8 @@ __all__ = [
     "Spaces",
     "Tokens",
     "VLAConfig",
+    "VLAModel",
+    "VLAModelConfig",
     "VLAPolicy",
     "build_policy",
     "register_model",

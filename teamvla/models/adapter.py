@@ -15,8 +15,8 @@ from torch import Generator, Tensor, nn
 
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError, ContractError
-from teamvla.models.base import ChunkSize, Policy, PolicyConfig
-from teamvla.models.chunking import ExecutionConfig
+from teamvla.models.base import Policy, PolicyConfig
+from teamvla.models.chunking import ChunkSize, ExecutionConfig
 from teamvla.models.features import Features
 from teamvla.models.heads.base import HeadLoss, hold_last
 from teamvla.models.losses import LossConfig

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from teamvla.config import Settings
 from teamvla.models.features import Tokens
@@ -87,7 +88,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """As :meth:`forward`, with the context as keys and values."""
         q = self._split(self.q_proj(queries))
-        attended = _scaled_dot_product(q, *seen, mask, causal)
+        attended = scaled_dot_product(q, *seen, mask, causal)
         mixed: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return mixed
 
@@ -96,7 +97,7 @@ class Attention(nn.Module):
         return heads.transpose(1, 2)
 
 
-def _scaled_dot_product(
+def scaled_dot_product(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 ) -> Tensor:
     attention = functional.scaled_dot_product_attention
@@ -137,6 +138,8 @@ class TransformerBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
+        #: whether the backward pass computes it again, instead of what it computed being kept
+        self.checkpointed = False
 
     def forward(
         self,
@@ -153,6 +156,16 @@ class TransformerBlock(nn.Module):
             context: what all of them look at, if the block was made for one.
             causal: a token looks at itself and those before it.
         """
+        if not (self.checkpointed and torch.is_grad_enabled()):
+            return self._computed(tokens, mask, context, causal)
+        again: Tensor = checkpoint(
+            self._computed, tokens, mask, context, causal, use_reentrant=False
+        )
+        return again
+
+    def _computed(
+        self, tokens: Tensor, mask: Tensor | None, context: Tokens | None, causal: bool
+    ) -> Tensor:
         normed = self.norm_attention(tokens)
         seen = None if mask is None else mask[:, None, None]
         if causal and seen is not None:

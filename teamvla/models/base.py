@@ -14,36 +14,30 @@ from typing import Annotated, Any, ClassVar, TypeGuard, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
 from teamvla.config import Settings
 from teamvla.config.bytype import ByType, over_defaults
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError, RegistryError
-from teamvla.models.chunking import ActionChunker, ExecutionConfig
+from teamvla.models.adaptation import Adaptable, AdaptationConfig, adapt
+from teamvla.models.chunking import ActionChunker, ChunkSize, ExecutionConfig
 from teamvla.models.features import Features
 from teamvla.models.heads.base import ActionHead, HeadConfig, HeadLoss, hold_last
 from teamvla.models.heads.mlp import MLPHeadConfig
 from teamvla.models.losses import GeometryLoss, LossConfig
 from teamvla.models.normalization import NormalizationConfig, Normalizer
 from teamvla.models.observations import batch_of, required
+from teamvla.models.pretrained.settings import completed
 from teamvla.models.registries import ACTION_HEAD_REGISTRY, MODELS
+from teamvla.models.sequences import Sequences, unfolded
 from teamvla.models.spaces import Spaces
+from teamvla.models.targets import errors_of, targets_of
+from teamvla.models.temporal.recollection import EARLIER, Earlier, NextTick, Recollection
 from teamvla.seeds import Domain, integer
 
 _LOG = logging.getLogger(__name__)
-
-
-#: K, by any of its names
-ChunkSize = Annotated[
-    int,
-    Field(
-        ge=1,
-        validation_alias=AliasChoices("chunk_size", "action_horizon", "horizon"),
-        description="K: how many actions are predicted at once.",
-    ),
-]
 
 
 class PolicyConfig(Settings):
@@ -54,6 +48,7 @@ class PolicyConfig(Settings):
     head: Annotated[HeadConfig, ByType(ACTION_HEAD_REGISTRY, "mlp")] = MLPHeadConfig()
     normalization: NormalizationConfig = NormalizationConfig()
     execution: ExecutionConfig = ExecutionConfig()
+    adaptation: AdaptationConfig = AdaptationConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +67,7 @@ class PolicyConfig(Settings):
         return cast(list[builtins.type[Settings]], list(dict.fromkeys(kinds)))
 
 
-class Policy(nn.Module, ABC):
+class Policy(Adaptable, ABC):
     """Observations to actions, with everything before and after the network.
 
         batch -> encode -> features -> head -> normalised chunk -> contract units
@@ -108,6 +103,7 @@ class Policy(nn.Module, ABC):
         self.geometry = None
         if self._contract is not None:
             self.geometry = GeometryLoss(loss or LossConfig(), self._contract)
+        self.recollection: Recollection | None = None
         self._last_action: NDArray[np.float32] | None = None
         self.set_execution(config.execution)
 
@@ -144,7 +140,8 @@ class Policy(nn.Module, ABC):
 
         Args:
             batch: ``observations`` {``image`` [B,V,C,H,W] uint8 or float 0..1, ``state``
-                [B,S]} and ``language``, B instructions.
+                [B,S]} and ``language``, B instructions; for a policy that remembers ``earlier``,
+                what these steps come after (:mod:`teamvla.models.temporal.recollection`).
         """
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,26 +157,16 @@ class Policy(nn.Module, ABC):
             grippers, ``aux`` with ``normalized_actions`` [B,K,D]. Given actions also ``loss``
             and its parts, ``action_mse`` and ``action_mae``.
         """
-        features = self.encode(batch)
-        normalized = self._sample(features)
-        predicted = self.normalizer.denormalize_actions(normalized)
-        opening = normalized[..., list(self.spaces.grippers)]
-        output: dict[str, Any] = {
-            "predicted_actions": predicted,
-            "actions": torch.split(predicted, list(self.spaces.actions), dim=-1),
-            "logits": torch.logit((opening + 1) / 2, eps=1e-6),
-            "aux": {"normalized_actions": normalized},
-        }
+        sequences, steps = unfolded(batch)
+        features = self._features(steps, sequences, batch.get("actions"))
+        output = self._outputs(features)
+        predicted = output["predicted_actions"]
+        if sequences is not None:
+            output = sequences.place_all(output)
         if "actions" in batch:
-            target, is_pad = self._targets(batch)
-            off = torch.where(is_pad.unsqueeze(-1), 0.0, predicted - target).detach()
-            count = ((~is_pad).sum() * target.shape[-1]).clamp_min(1)
-            errors = {
-                "action_mse": off.square().sum() / count,
-                "action_mae": off.abs().sum() / count,
-            }
-            output |= {**self._loss(features, target, is_pad), **errors}
-            output["predicted_actions"] = predicted.reshape(batch["actions"].shape)
+            shaped = output["predicted_actions"].reshape(batch["actions"].shape)
+            errors = errors_of(predicted, *self._targets(steps))
+            output |= {**self._loss(features, steps), **errors, "predicted_actions": shaped}
         return output
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -187,29 +174,51 @@ class Policy(nn.Module, ABC):
 
         Args:
             batch: as for :meth:`encode`, with ``actions`` [B,K,D] in contract units and
-                ``action_is_pad`` bool [B,K] (nothing is padding if it is left out).
+                ``action_is_pad`` bool [B,K] (nothing is padding if it is left out). Or
+                sequences, as ``dataset.sequence_length`` makes the loader give them: S steps
+                behind B everywhere but in ``language``, and ``observation_is_pad`` [B,S].
         """
-        return self._loss(self.encode(batch), *self._targets(batch))
+        sequences, steps = unfolded(batch)
+        features = self._features(steps, sequences, batch["actions"])
+        return self._loss(features, steps)
 
-    def _loss(
-        self, features: Sequence[Features], target: Tensor, is_pad: Tensor
-    ) -> dict[str, Tensor]:
+    def _outputs(self, features: Sequence[Features]) -> dict[str, Any]:
+        """What :meth:`forward` gives without actions, of steps."""
+        normalized = self._sample(features)
+        predicted = self.normalizer.denormalize_actions(normalized)
+        opening = normalized[..., list(self.spaces.grippers)]
+        return {
+            "predicted_actions": predicted,
+            "actions": torch.split(predicted, list(self.spaces.actions), dim=-1),
+            "logits": torch.logit((opening + 1) / 2, eps=1e-6),
+            "aux": {"normalized_actions": normalized},
+        }
+
+    def _features(
+        self, steps: Mapping[str, Any], sequences: Sequences | None, actions: Tensor | None
+    ) -> list[Features]:
+        """Features of steps, which a policy that remembers knows to come one behind another.
+
+        Without ``actions`` [B,S,K,D] in contract units, it is as if all had been 0.
+        """
+        if sequences is not None:
+            size = (*sequences.there.shape, self.spaces.action_dim)
+            commands = torch.zeros(size, device=self.device)
+            if actions is not None:
+                commands = self.normalizer.normalize_actions(actions[:, :, 0].float())
+            steps = {**steps, EARLIER: Earlier(sequences, commands)}
+        return self.encode(steps)
+
+    def _loss(self, features: Sequence[Features], steps: Mapping[str, Any]) -> dict[str, Tensor]:
+        """``loss`` and its parts, of steps with their actions."""
+        target, is_pad = self._targets(steps)
         # A slope of 0 times NaN in padding is no 0: it goes before anything looks at it.
         target = hold_last(target, is_pad)
         normalized = self.normalizer.normalize_actions(target)
         sizes = [head.action_dim for head in self._heads]
         pieces = zip(self._heads, features, torch.split(normalized, sizes, dim=-1), strict=True)
         lost = [head.loss(seen, piece, is_pad) for head, seen, piece in pieces]
-        shares = [size / sum(sizes) for size in sizes]
-        names = dict.fromkeys(name for one in lost for name in one.parts)
-        parts = {
-            name: sum(
-                (w * one.parts[name] for w, one in zip(shares, lost, strict=True)
-                 if name in one.parts), torch.zeros(()),
-            )
-            for name in names
-        }  # fmt: skip
-        total = sum((w * one.total for w, one in zip(shares, lost, strict=True)), torch.zeros(()))
+        total, parts = HeadLoss.joined(lost, sizes)
         geometry = self._geometry_parts(lost, target, is_pad)
         if self.geometry is not None:
             total = total + self.geometry.total(geometry)
@@ -226,13 +235,7 @@ class Policy(nn.Module, ABC):
         return parts
 
     def _targets(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Actions [B,K,D] and their padding bool [B,K]."""
-        target = batch["actions"]
-        target = target.unsqueeze(1) if target.dim() == 2 else target
-        expected = (self.config.chunk_size, self.spaces.action_dim)
-        if target.shape[1:] != expected:
-            raise _other_chunk(expected, target.shape)
-        return target.float(), _padding(batch.get("action_is_pad"), target)
+        return targets_of(batch, self.config.chunk_size, self.spaces.action_dim)
 
     def _sample(self, features: Sequence[Features], generator: Generator | None = None) -> Tensor:
         pairs = zip(self._heads, features, strict=True)
@@ -254,7 +257,7 @@ class Policy(nn.Module, ABC):
         language: str | Sequence[str] | None = None,
         generator: Generator | None = None,
     ) -> Tensor:
-        """The next K actions [B,K,D].
+        """The next K actions [B,K,D]; of earlier steps nothing is known, see :meth:`act`.
 
         Args:
             obs: one observation of an environment (NumPy arrays by field name), or ``image``
@@ -266,7 +269,7 @@ class Policy(nn.Module, ABC):
             ContractError: the observation is not what the policy was made for.
         """
         batch = batch_of(obs, language, self._contract, self.device, self._last_action)
-        features = self.encode(batch)
+        features = self._features(batch, None, None)
         return self.normalizer.denormalize_actions(self._sample(features, generator))
 
     def predict(
@@ -280,11 +283,26 @@ class Policy(nn.Module, ABC):
         """The joined action [D] of this tick, by the mode of execution."""
         state = self.contract.measured_state(obs, self._last_action)
         self.chunker.observe(state)
-        if self.chunker.wants_chunk:
+        if self.recollection is not None:
+            self._remember(obs)
+        elif self.chunker.wants_chunk:
             self.chunker.add(self.predict_action_chunk(obs)[0].cpu().numpy())
         action = self.chunker.next_action()
         self._last_action = action
         return action
+
+    @torch.no_grad()
+    def _remember(self, obs: Mapping[str, Any]) -> None:
+        """Notice what is seen at this tick, and plan if it is time to."""
+        batch = batch_of(obs, None, self._contract, self.device, self._last_action)
+        command = torch.zeros(1, self.spaces.action_dim, device=self.device)
+        if self._last_action is not None:
+            last = torch.from_numpy(self._last_action).to(self.device)
+            command = self.normalizer.normalize_actions(last[None])
+        features = self.encode({**batch, EARLIER: NextTick(command)})
+        if self.chunker.wants_chunk:
+            chunk = self.normalizer.denormalize_actions(self._sample(features))
+            self.chunker.add(chunk[0].cpu().numpy())
 
     def act(self, obs: Mapping[str, Any]) -> list[NDArray[np.float32]]:
         """The action of this tick, one array [N+1] for each arm, gripper last.
@@ -298,6 +316,8 @@ class Policy(nn.Module, ABC):
     def reset(self) -> None:
         """Begin a new episode."""
         self.chunker.reset()
+        if self.recollection is not None:
+            self.recollection.reset()
         self._last_action = None
 
     def set_execution(self, execution: ExecutionConfig) -> None:
@@ -331,12 +351,16 @@ def build_policy(
     Raises:
         RegistryError: there is no such model, or it is no policy.
         ContractError: the statistics do not fit the contract.
+        ConfigError: ``config.adaptation`` names what it does not have.
+        MissingDependencyError: low-rank adapters, without peft.
     """
-    kind = _policy_kind(config.type)
+    kind, config = _policy_kind(config.type), completed(config)
     # Weights made in inference mode could never be trained, nor tell that they were written.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer(seed, Domain.INITIALISE))
-        return kind(config, contract, statistics, loss)
+        policy = kind(config, contract, statistics, loss)
+        adapt(policy, config.adaptation)
+        return policy
 
 
 def is_policy(kind: Any) -> TypeGuard[type[Policy]]:
@@ -358,24 +382,3 @@ def _policy_kind(name: str) -> type[Policy]:
         f"{getattr(kind, '__name__', kind)}, which is neither",
         "docs/models.md tells how to write one.",
     )
-
-
-def _other_chunk(expected: tuple[int, int], given: torch.Size) -> ConfigError:
-    return ConfigError(
-        "batch['actions']",
-        f"chunks of shape {expected}",
-        f"{tuple(given[1:])}",
-        "Set model.chunk_size and dataset.chunk_size alike, and take data of the same contract.",
-    )
-
-
-def _padding(given: Any, target: Tensor) -> Tensor:
-    """Padding bool [B,K] of chunks [B,K,D], from [B,K], [B,K,1], or [B] if K is 1."""
-    shape = target.shape[:2]
-    if given is None:
-        return torch.zeros(shape, dtype=torch.bool, device=target.device)
-    is_pad = torch.as_tensor(given, device=target.device).bool()
-    fitting = [shape, (*shape, 1), *([shape[:1]] if shape[1] == 1 else [])]
-    if is_pad.shape not in fitting:
-        raise ConfigError("batch['action_is_pad']", f"{tuple(shape)}", f"{tuple(is_pad.shape)}")
-    return is_pad.reshape(shape)

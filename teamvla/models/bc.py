@@ -14,8 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from teamvla.config.bytype import ByType
-from teamvla.models.base import ChunkSize
-from teamvla.models.chunking import ExecutionConfig
+from teamvla.models.chunking import ChunkSize, ExecutionConfig
 from teamvla.models.composed import ComposedConfig, ComposedPolicy
 from teamvla.models.encoders.base import EncoderConfig
 from teamvla.models.encoders.vision import ConvConfig

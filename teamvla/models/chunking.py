@@ -10,16 +10,25 @@ say "stay". Executing one whole chunk without looking leaves it.
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from teamvla.config import Settings
 from teamvla.errors import ConfigError
 
 Array = NDArray[np.float32]
+#: K, by any of its names
+ChunkSize = Annotated[
+    int,
+    Field(
+        ge=1,
+        validation_alias=AliasChoices("chunk_size", "action_horizon", "horizon"),
+        description="K: how many actions are predicted at once.",
+    ),
+]
 
 
 class ExecutionConfig(Settings):

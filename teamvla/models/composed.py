@@ -6,10 +6,12 @@ Shapes: B batch, V cameras, N tokens, D width, S state.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from teamvla.config.bytype import ByType
 from teamvla.contract import Contract
@@ -17,14 +19,24 @@ from teamvla.errors import ConfigError, ContractError
 from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.encoders.base import EncoderConfig, TextEncoder, VisionBackbone
 from teamvla.models.encoders.language import CharacterConfig, build_text_encoder
+from teamvla.models.encoders.sensors import SensorConfig, as_sensor
+from teamvla.models.encoders.suite import SensorSuite, StandIn, build_encoders, kept
 from teamvla.models.encoders.vision import ConvConfig, build_vision_encoder, forward_vision
-from teamvla.models.features import Features, Modalities, Tokens
-from teamvla.models.fusion.base import FusionConfig
+from teamvla.models.features import Features, Modalities, Sensed, Tokens
+from teamvla.models.fusion.base import FusionConfig, Pictured
 from teamvla.models.fusion.concat import ConcatConfig
 from teamvla.models.losses import LossConfig
 from teamvla.models.observations import texts_of
-from teamvla.models.registries import ENCODER_REGISTRY, FUSION_REGISTRY, TEXT_ENCODER_REGISTRY
+from teamvla.models.registries import (
+    ENCODER_REGISTRY,
+    FUSION_REGISTRY,
+    SENSOR_ENCODER_REGISTRY,
+    TEMPORAL_REGISTRY,
+    TEXT_ENCODER_REGISTRY,
+)
 from teamvla.models.spaces import Spaces
+from teamvla.models.temporal.base import TemporalConfig
+from teamvla.models.temporal.recollection import EARLIER, RECALLED, Recollection
 
 
 class SensingConfig(PolicyConfig):
@@ -39,6 +51,9 @@ class SensingConfig(PolicyConfig):
         default=CharacterConfig(), description="Encoder of instructions; null: they are not read."
     )
     use_state: bool = Field(default=True, description="Whether joints and grippers are felt.")
+    temporal: Annotated[
+        TemporalConfig | None, ByType(TEMPORAL_REGISTRY, "memory", optional=True)
+    ] = Field(default=None, description="What is known of earlier steps; null: nothing.")
 
 
 class SensingPolicy(Policy):
@@ -47,6 +62,9 @@ class SensingPolicy(Policy):
         image [B,V,C,H,W] -> vision ---> tokens [B,V,N,D]
         language [B] ------> language -> tokens and mask
         state [B,S] -------> mean and deviation
+        these, of earlier steps -> temporal -> recalled [B,E]
+
+    What is noticed of a step for later are the pictures, pooled, and the state.
 
     Args:
         config, contract, statistics, loss: see :class:`teamvla.models.base.Policy`.
@@ -79,6 +97,28 @@ class SensingPolicy(Policy):
         self.feels = config.use_state and self.spaces.state_dim > 0
         if self.vision is None and self.language is None and not self.feels:
             raise ConfigError("model", "a state, pictures or words to act on", "none of them")
+        if config.temporal is not None:
+            self._build_recollection(config.temporal)
+
+    def _build_recollection(self, config: TemporalConfig) -> None:
+        size, self.glance = (self.spaces.state_dim if self.feels else 0), None
+        if self.vision is not None:
+            self.glance = self.vision.pooling()
+            size += len(self.spaces.cameras) * self.vision.features
+        if not size:
+            expected = "pictures or a state to remember"
+            raise ConfigError("model.temporal", expected, "a policy that has neither")
+        self.recollection = Recollection(config, size, self.spaces.action_dim)
+
+    def recalled(self, seen: Modalities, batch: Mapping[str, Any]) -> dict[str, Sensed]:
+        """What is recalled at the steps of a batch, under its name; empty without a memory."""
+        if self.recollection is None:
+            return {}
+        parts = [] if seen.state is None else [seen.state]
+        if self.glance is not None:
+            parts.append(self._glanced(self.glance, seen.pictures, batch))
+        noticed = torch.cat(parts, dim=1)
+        return {RECALLED: self.recollection(noticed, batch.get(EARLIER))}
 
     def perceive(self, batch: Mapping[str, Any]) -> Modalities:
         """What the encoders make of a batch; None where the policy has no such input.
@@ -88,9 +128,22 @@ class SensingPolicy(Policy):
         """
         observations = batch["observations"]
         rows = next(iter(observations.values())).shape[0]
-        return Modalities(
+        seen = Modalities(
             self._seen(observations), self._read(batch, rows), self._felt(observations)
         )
+        return replace(seen, sensors=self.recalled(seen, batch))
+
+    def _glanced(
+        self, glance: nn.Module, pictures: Tensor | None, batch: Mapping[str, Any]
+    ) -> Tensor:
+        """[B,V*F] of tokens of pictures; 0 where they are missing."""
+        if pictures is not None:
+            pooled: Tensor = glance(pictures).flatten(1)
+            return pooled
+        assert self.vision is not None
+        rows = next(iter(batch["observations"].values())).shape[0]
+        width = len(self.spaces.cameras) * self.vision.features
+        return torch.zeros(rows, width, device=self.device)
 
     def _seen(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         if self.vision is None:
@@ -115,9 +168,26 @@ class SensingPolicy(Policy):
         return self.normalizer.normalize_state(_given(observations, "state").float())
 
 
+#: settings of a sensor's encoder, or none where it is not looked at
+OfSensor = Annotated[SensorConfig | None, ByType(SENSOR_ENCODER_REGISTRY, "vector", optional=True)]
+
+
 class ComposedConfig(SensingConfig):
     """Settings of :class:`ComposedPolicy`."""
 
+    sensors: dict[str, OfSensor] | None = Field(
+        default={}, description="Field -> encoder of a sensor; null: it is not looked at."
+    )
+    sensor_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Rate at which training goes without a sensor of a sample; all pictures "
+        "count as one.",
+    )
+    missing_sensors: bool = Field(
+        default=False, description="Whether a batch may lack sensors, or all pictures."
+    )
     fusion: Annotated[FusionConfig, ByType(FUSION_REGISTRY, "concat")] = ConcatConfig()
     separate_heads: bool = Field(
         default=False,
@@ -129,10 +199,15 @@ class ComposedConfig(SensingConfig):
 class ComposedPolicy(SensingPolicy):
     """Encoders, a fusion and a head.
 
-        pictures, text, state of SensingPolicy -> fusion -> features -> head
+        pictures, text, state of SensingPolicy --+-> fusion -> features -> head
+        sensors, by their fields ----------------+
+
+    An input that a batch lacks or training dropped is a learned vector, which tells it from
+    one that shows nothing.
 
     Args:
-        config, contract, statistics, loss, encoders: see :class:`SensingPolicy`.
+        config, contract, statistics, loss, vision, language: see :class:`SensingPolicy`.
+        sensor_encoders: by field, in place of those of ``config.sensors`` or besides them.
     """
 
     Config: ClassVar[type[ComposedConfig]] = ComposedConfig
@@ -144,19 +219,74 @@ class ComposedPolicy(SensingPolicy):
         contract: Contract | Spaces,
         statistics: Mapping[str, Any] | None = None,
         loss: LossConfig | None = None,
+        *,
+        sensor_encoders: Mapping[str, nn.Module] | None = None,
         **encoders: Any,
     ) -> None:
         super().__init__(config, contract, statistics, loss, **encoders)
+        own = {name: as_sensor(module) for name, module in (sensor_encoders or {}).items()}
+        wanted = self.wanted_sensors()
+        built = {name: of for name, of in wanted.items() if name not in own}
+        # By name: a checkpoint does not keep the order in which they stand in the settings.
+        sensors = dict(sorted({**build_encoders(built, self.spaces.sensors), **own}.items()))
+        missing, dropout = config.missing_sensors, config.sensor_dropout
+        self.sensors = SensorSuite(sensors, dropout, missing)
+        view, cameras = self.build_view()
+        self.absent_pictures = None
+        if view is not None:
+            self._view = (cameras, view.num_tokens, view.dim)
+            self.absent_pictures = StandIn(view.dim) if missing or dropout else None
         kind = FUSION_REGISTRY.get(config.fusion.type)
         state_dim = self.spaces.state_dim if self.feels else 0
-        cameras = len(self.spaces.cameras)
-        self.fusion = kind(config.fusion, self.vision, cameras, self.language, state_dim)
+        sized: dict[str, Any] = dict(sensors)
+        if self.recollection is not None:
+            sized[RECALLED] = self.recollection
+        besides = {"sensors": sized} if sized else {}  # fusions of others may know none
+        self.fusion = kind(config.fusion, view, cameras, self.language, state_dim, **besides)
         self.build_heads(self.fusion.dim, config.separate_heads)
+
+    def wanted_sensors(self) -> dict[str, SensorConfig | None]:
+        """Field -> settings of its encoder; None where it is not looked at."""
+        return dict(self.config.sensors or {})
+
+    def build_view(self) -> tuple[Pictured | None, int]:
+        """Who makes the tokens of pictures that the fusion gets, and V of them."""
+        return self.vision, len(self.spaces.cameras)
 
     def encode(self, batch: Mapping[str, Any]) -> list[Features]:
         """See :meth:`Policy.encode`."""
         features: Features = self.fusion(self.perceive(batch))
         return [features] * len(self.heads)
+
+    def perceive(self, batch: Mapping[str, Any]) -> Modalities:
+        """See :meth:`SensingPolicy.perceive`."""
+        seen, observations = super().perceive(batch), batch["observations"]
+        rows = next(iter(observations.values())).shape[0]
+        pictures, mask = self.viewed(seen.pictures)
+        if self.absent_pictures is not None:
+            pictures = self._with_absent(self.absent_pictures, pictures, rows)
+        sensors = {**seen.sensors, **self.sensors(observations, rows)}
+        return replace(seen, pictures=pictures, pictures_mask=mask, sensors=sensors)
+
+    def viewed(self, pictures: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens of pictures as the fusion gets them, and their mask: see :class:`Modalities`."""
+        return pictures, None
+
+    def _with_absent(self, absent: StandIn, pictures: Tensor | None, rows: int) -> Tensor:
+        """Tokens of pictures [B,V,N,D], replaced where there are none or they are dropped."""
+        if pictures is None:
+            pictures = absent.value.new_zeros(rows, *self._view)
+            there = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        else:
+            rate = self.config.sensor_dropout if self.training else 0.0
+            there = kept(rows, rate, self.device)
+        replaced: Tensor = absent(pictures, there)
+        return replaced
+
+    def _seen(self, observations: Mapping[str, Tensor]) -> Tensor | None:
+        if self.config.missing_sensors and "image" not in observations:
+            return None
+        return super()._seen(observations)
 
 
 def _given(observations: Mapping[str, Tensor], name: str) -> Tensor:

@@ -5,7 +5,8 @@ Shapes: B batch, V cameras, N tokens, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -36,6 +37,14 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Sensed:
+    """What an encoder makes of a sensor: a vector [B,F] that sums it up, and tokens [B,N,D]."""
+
+    vector: Tensor
+    tokens: Tokens
+
+
+@dataclass(frozen=True)
 class Modalities:
     """What a policy has encoded of a batch; None where it has no such input.
 
@@ -43,11 +52,15 @@ class Modalities:
         pictures: tokens of every camera [B,V,N,D].
         text: tokens of the instructions.
         state: normalised [B,S].
+        sensors: what is sensed besides, by field.
+        pictures_mask: bool [B,V,N], False on tokens that tell nothing; None: all count.
     """
 
     pictures: Tensor | None = None
     text: Tokens | None = None
     state: Tensor | None = None
+    sensors: Mapping[str, Sensed] = field(default_factory=dict)
+    pictures_mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,14 @@
 The probe is one observation and the action chunk that the saved policy gave for it.
 Loading runs it again: the answer must be equal bit by bit on the same processor and
 torch, and within ``PROBE_TOLERANCE`` (contract units) anywhere else.
+
+A checkpoint of ``trainer.save: trained`` lacks the tensors that were frozen; its header's
+``base`` tells the checkpoint that has them, by its file and its digest.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from teamvla.checkpoint import Header, read_checkpoint
+from teamvla.checkpoint import Header, read_checkpoint, read_header
 from teamvla.config import Project, Settings
 from teamvla.config.bytype import ByType
 from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
-from teamvla.errors import CheckpointError, ConfigError, ContractError
+from teamvla.errors import CheckpointError, ConfigError, ContractError, InputError
+from teamvla.models.adaptation import frozen_names, has_lora, merge_lora, plain_name, under_base
 from teamvla.models.base import Policy, PolicyConfig, build_policy
 from teamvla.models.device import one_thread
+from teamvla.models.encoders.pretrained import PretrainedVisionEncoder
 from teamvla.models.heads.diffusion import DiffusionActionHead
-from teamvla.models.registries import MODELS
+from teamvla.models.pretrained.llm import LLMBackbone
+from teamvla.models.pretrained.settings import weights_follow
+from teamvla.models.registries import MODELS, SENSOR_ENCODER_REGISTRY
+from teamvla.models.sequences import unfolded
 from teamvla.registry import Registry
 
 PROBE_TOLERANCE = 0.02
@@ -33,7 +42,14 @@ Tensors = dict[str, np.ndarray]
 
 def to_arrays(prefix: str, state: dict[str, torch.Tensor]) -> Tensors:
     """Tensors as arrays named ``prefix.<name>``."""
-    return {f"{prefix}.{name}": tensor.detach().cpu().numpy() for name, tensor in state.items()}
+    return {f"{prefix}.{name}": as_array(tensor) for name, tensor in state.items()}
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as an array; one in bf16, which NumPy has not, in float32, which is exact."""
+    tensor = tensor.detach().cpu()
+    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
 
 
 def from_arrays(prefix: str, arrays: Tensors) -> dict[str, torch.Tensor]:
@@ -47,9 +63,10 @@ def from_arrays(prefix: str, arrays: Tensors) -> dict[str, torch.Tensor]:
 
 
 def make_probe(policy: Policy, batch: dict[str, Any]) -> tuple[Tensors, dict[str, Any]]:
-    """The probe's tensors and header entry, from the first sample of ``batch``."""
-    observations = {name: value[:1] for name, value in batch["observations"].items()}
-    language = list(batch["language"][:1])
+    """The probe's tensors and header entry, from the first step of ``batch``."""
+    _, steps = unfolded(batch)
+    observations = {name: value[:1] for name, value in steps["observations"].items()}
+    language = list(steps["language"][:1])
     answer = _answer(policy, observations, language)
     arrays = to_arrays("probe.observation", observations)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -64,12 +81,91 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> tuple[P
         CheckpointError: it is damaged, holds no policy, or its probe fails.
     """
     header, arrays = read_checkpoint(path)
-    policy = policy_of(header)
-    section = "ema" if any(name.startswith("ema.") for name in arrays) else "model"
-    load_weights(policy, from_arrays(section, arrays), header.path)
-    policy = policy.to(device).eval()
+    policy = _filled_policy(header, arrays).to(device).eval()
     _check_probe(policy, header, arrays)
     return policy, header
+
+
+def _filled_policy(header: Header, arrays: Tensors) -> Policy:
+    policy = policy_of(header)
+    load_weights(policy, weights_for(policy, header, arrays, deployed(arrays)), header.path)
+    return policy
+
+
+def deployed(arrays: Tensors) -> str:
+    """The section of the weights that are deployed: averaged ones where there are any."""
+    return "ema" if any(name.startswith("ema.") for name in arrays) else "model"
+
+
+def weights_for(
+    policy: Policy, header: Header, arrays: Tensors, section: str
+) -> dict[str, torch.Tensor]:
+    """The tensors of a section for ``policy``, what was frozen from the checkpoint's base.
+
+    Raises:
+        InputError: the base is not where it was. CheckpointError: another one is.
+    """
+    own = from_arrays(section, arrays)
+    base = find_base(header)
+    if base is None:
+        return own
+    plain = plain_weights(*base)
+    frozen = {name: plain_name(name) for name in frozen_names(policy)}
+    return {name: plain[key] for name, key in frozen.items() if key in plain} | own
+
+
+def plain_weights(header: Header, arrays: Tensors) -> dict[str, torch.Tensor]:
+    """The deployed tensors of a checkpoint, with its adapters in the weights beside them."""
+    own = from_arrays(deployed(arrays), arrays)
+    if "base" not in header.meta and not any("lora_" in name for name in own):
+        return own
+    policy = _filled_policy(header, arrays)
+    if has_lora(policy):
+        merge_lora(policy)
+    return policy.state_dict()
+
+
+def start_weights(
+    policy: Policy, header: Header, arrays: Tensors
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """Tensors to start ``policy`` from, with its own adapters if those of the checkpoint differ.
+
+    Returns:
+        The tensors, and whether the adapters are the checkpoint's.
+    """
+    theirs = config_of(header).section("model", PolicyConfig).adaptation.lora
+    if theirs is not None and theirs == policy.config.adaptation.lora:
+        return weights_for(policy, header, arrays, deployed(arrays)), True
+    return under_base(policy, plain_weights(header, arrays)), False
+
+
+def base_entry(base: Path, sha256: str, folder: Path) -> dict[str, str]:
+    """What checkpoints in ``folder`` say of the one that has their frozen tensors."""
+    return {"file": os.path.relpath(base.resolve(), folder.resolve()), "sha256": sha256}
+
+
+def find_base(header: Header) -> tuple[Header, Tensors] | None:
+    """The checkpoint that has the frozen tensors of another; None if that is whole.
+
+    Raises:
+        InputError: it is neither where it was, seen from the checkpoint, nor beside it.
+        CheckpointError: another one is there.
+    """
+    entry, where = header.meta.get("base"), header.path
+    if entry is None:
+        return None
+    if not (isinstance(entry, dict) and all(type(entry.get(k)) is str for k in ("file", "sha256"))):
+        raise CheckpointError(str(where), "a base with file and sha256", f"{entry!r:.80}")
+    places = [where.parent / entry["file"], where.parent / Path(entry["file"]).name]
+    found = next((place for place in places if place.is_file()), None)
+    told = f"its base (sha256 {entry['sha256'][:12]}...), which has what was not trained"
+    if found is None:
+        mend = "Put it back, or beside the checkpoint."
+        raise InputError(str(places[0]), told, "no such file", mend)
+    if (sha256 := read_header(found).sha256) != entry["sha256"]:
+        got = f"another checkpoint (sha256 {sha256[:12]}...)"
+        raise CheckpointError(str(found), f"of {where.name} {told}", got)
+    return read_checkpoint(found)
 
 
 def config_of(header: Header) -> Project:
@@ -99,6 +195,10 @@ def _require_installed(model: Any, where: str) -> None:
         for note in field.metadata:
             if isinstance(note, ByType) and isinstance(part, dict):
                 _require_entry(note.registry, part, where)
+        if name == "sensors" and isinstance(part, dict):
+            for one in part.values():
+                if isinstance(one, dict):
+                    _require_entry(SENSOR_ENCODER_REGISTRY, one, where)
 
 
 def _require_entry(registry: Registry[Any], settings: dict[str, Any], where: str) -> None:
@@ -118,7 +218,8 @@ def policy_of(header: Header) -> Policy:
         raise CheckpointError(where, "a policy checkpoint", "a header without 'contract'")
     contract = Contract.parse(header.meta["contract"], where)
     try:
-        return build_policy(config, contract, header.meta.get("statistics"))
+        with weights_follow():
+            return build_policy(config, contract, header.meta.get("statistics"))
     except ContractError as error:
         raise CheckpointError(where, "statistics of its contract", str(error)) from None
 
@@ -172,14 +273,20 @@ def _machine(policy: Policy) -> dict[str, Any]:
     device = next(policy.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     machine = {"device": name, "torch": str(torch.__version__)}
-    if _uses_diffusers(policy):
-        machine["diffusers"] = version("diffusers")
-    return machine
+    return machine | {name: version(name) for name in _computing(policy)}
 
 
-def _uses_diffusers(policy: Policy) -> bool:
-    """Whether actions are drawn by diffusers: another version may round otherwise."""
-    return any(isinstance(part, DiffusionActionHead) for part in policy.modules())
+def _computing(policy: Policy) -> list[str]:
+    """The packages that compute a part of it: another version may round otherwise."""
+    kinds = {
+        "diffusers": (DiffusionActionHead,),
+        "transformers": (PretrainedVisionEncoder, LLMBackbone),
+    }
+    return [
+        name
+        for name, its in kinds.items()
+        if any(isinstance(part, its) for part in policy.modules())
+    ]
 
 
 def _processor() -> str:

@@ -149,7 +149,8 @@ class GeometryLoss(nn.Module):
         super().__init__()
         self.config = config
         self.pairs = list(combinations(range(len(contract.arms)), 2))
-        self.chains = ArmChains(contract) if all(arm.links for arm in contract.arms) else None
+        known = bool(contract.arms) and all(arm.links for arm in contract.arms)
+        self.chains = ArmChains(contract) if known else None
         self._contract = contract
         self._sizes = [arm.num_joints + 1 for arm in contract.arms]
 

@@ -1,6 +1,6 @@
 """A batch for a policy from what an environment or a caller has.
 
-Shapes: B batch, V cameras, S state.
+Shapes: B batch, V cameras, S state, P rows of a sensor.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def batch_of(
 
     Args:
         obs: an environment's observation (NumPy arrays by field name), which makes one row; or
-            ``image`` and ``state`` as tensors, arrays or lists.
+            ``image`` and ``state`` as tensors, arrays or lists, and sensors as tensors
+            [B,...] or arrays, with ``FIELD_mask`` bool [B,P] where the length varies.
         language: instruction(s); left out, the observation's own ``instruction``.
         contract: which fields an environment's observation has.
         device: where the tensors go.
@@ -48,13 +49,14 @@ def batch_of(
     Raises:
         ContractError: the observation is something else, or there is no contract to read it by.
     """
-    if "state" in obs or "image" in obs:
+    if _is_batch(obs, contract):
         given = {key: _batched(key, obs[key]) for key in _DIMENSIONS if key in obs}
         given |= {key: x for key, x in obs.items() if key not in given and torch.is_tensor(x)}
+        given |= {key: torch.tensor(obs[key]) for key in _missing(obs, contract, given)}
     else:
         given = _one_row(obs, required(contract), last)
     observations = {key: value.to(device) for key, value in given.items()}
-    counts = {key: value.shape[0] for key, value in observations.items() if key in _DIMENSIONS}
+    counts = {key: len(value) for key, value in observations.items() if value.dim()}
     rows = next(iter(counts.values()))
     if any(count != rows for count in counts.values()):
         raise ContractError("observations", "as many rows of each", f"{counts}")
@@ -77,14 +79,37 @@ def texts_of(language: str | Sequence[str], rows: int) -> list[str]:
 def _one_row(
     obs: Mapping[str, Any], contract: Contract, last: NDArray[Any] | None
 ) -> dict[str, Tensor]:
-    tensors = {"state": torch.from_numpy(contract.measured_state(obs, last))[None]}
+    state = contract.measured_state(obs, last)
+    tensors = {"state": torch.from_numpy(state)[None]} if state.size else {}
     if missing := [camera.field for camera in contract.cameras if camera.field not in obs]:
         fields = ", ".join(sorted(obs))
         raise ContractError("observation", f"field {missing[0]!r}", fields)
     if contract.cameras:
         pictures = np.stack([obs[camera.field] for camera in contract.cameras])
         tensors["image"] = torch.from_numpy(pictures).permute(0, 3, 1, 2)[None]
-    return tensors
+    # A sensor that is not there is the policy's affair: it may do without.
+    sensed = {name: obs[name] for name in _sensor_fields(contract) if name in obs}
+    return tensors | {name: torch.tensor(np.asarray(value))[None] for name, value in sensed.items()}
+
+
+def _is_batch(obs: Mapping[str, Any], contract: Contract | None) -> bool:
+    """Whether it is no environment's observation but has the batch's dimension already."""
+    sensors = obs if contract is None else _sensor_fields(contract)
+    return bool(obs.keys() & _DIMENSIONS) or any(torch.is_tensor(obs.get(name)) for name in sensors)
+
+
+def _missing(
+    obs: Mapping[str, Any], contract: Contract | None, given: Mapping[str, Tensor]
+) -> set[str]:
+    """The sensors that come as arrays or lists."""
+    return obs.keys() & (set() if contract is None else {*_sensor_fields(contract)}) - given.keys()
+
+
+def _sensor_fields(contract: Contract) -> list[str]:
+    """The fields of an observation that are neither pictures nor state, and their masks."""
+    sensors = contract.sensor_signals
+    masks = [f"{signal.field}_mask" for signal in sensors if signal.varies]
+    return [*(signal.field for signal in sensors), *masks]
 
 
 def _batched(name: str, given: Any) -> Tensor:

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from teamvla.models.encoders.base import TextEncoder, VisionBackbone
+    from teamvla.models.encoders.sensors import SensorEncoder
     from teamvla.models.fusion.base import Fusion
     from teamvla.models.heads.base import ActionHead
+    from teamvla.models.projectors import Projector
+    from teamvla.models.temporal.base import Temporal
 
 #: tells how to add to each
 _PAGE = "docs/models.md"
@@ -27,8 +30,12 @@ MODELS: Registry[type[nn.Module]] = Registry(
         "bc": "teamvla.models.bc:BCPolicy",
         "diffusion_policy": "teamvla.models.diffusion_policy:ContinuousDiffusionPolicy",
         "msg_passing": "teamvla.models.vla_msgpassing:MsgPassingVLA",
+        "multi_sensor": "teamvla.models.multi_sensor:MultiSensorVLA",
+        "openvla": "teamvla.models.openvla.wrapper:OpenVLAWrapper",
         "single_brain": "teamvla.models.vla_singlebrain:SingleBrainVLA",
+        "smolvla": "teamvla.models.smolvla.wrapper:SmolVLAWrapper",
         "vla": "teamvla.models.vla:VLAPolicy",
+        "vla_model": "teamvla.models.vla_model:VLAModel",
     },
     "teamvla.models",
     _PAGE,
@@ -50,6 +57,7 @@ ENCODER_REGISTRY: Registry[type[VisionBackbone]] = Registry(
     "vision encoder",
     {
         "cnn": "teamvla.models.encoders.vision:ConvEncoder",
+        "pretrained": "teamvla.models.encoders.pretrained:PretrainedVisionEncoder",
         "resnet": "teamvla.models.encoders.resnet:ResNetEncoder",
         "vit": "teamvla.models.encoders.vit:VisionEncoder",
     },
@@ -65,13 +73,45 @@ TEXT_ENCODER_REGISTRY: Registry[type[TextEncoder]] = Registry(
     "teamvla.text_encoders",
     _PAGE,
 )
+SENSOR_ENCODER_REGISTRY: Registry[type[SensorEncoder]] = Registry(
+    "sensor encoder",
+    {
+        "imu": "teamvla.models.encoders.imu:IMUEncoder",
+        "pointnet": "teamvla.models.encoders.points:PointCloudEncoder",
+        "radar": "teamvla.models.encoders.radar:RadarEncoder",
+        "vector": "teamvla.models.encoders.vector:VectorEncoder",
+    },
+    "teamvla.sensor_encoders",
+    _PAGE,
+)
 FUSION_REGISTRY: Registry[type[Fusion]] = Registry(
     "fusion",
     {
         "concat": "teamvla.models.fusion.concat:ConcatFusion",
+        "cross_modal": "teamvla.models.fusion.cross_modal:CrossModalFusion",
         "film": "teamvla.models.fusion.film:FilmFusion",
+        "hierarchical": "teamvla.models.fusion.hierarchical:HierarchicalFusion",
         "transformer": "teamvla.models.fusion.transformer:TransformerFusion",
     },
     "teamvla.fusions",
+    _PAGE,
+)
+TEMPORAL_REGISTRY: Registry[type[Temporal]] = Registry(
+    "temporal part",
+    {
+        "history": "teamvla.models.temporal.history:History",
+        "memory": "teamvla.models.temporal.memory:MemoryBuffer",
+    },
+    "teamvla.temporal",
+    _PAGE,
+)
+PROJECTOR_REGISTRY: Registry[type[Projector]] = Registry(
+    "projector",
+    {
+        "mlp": "teamvla.models.projectors:MLPProjector",
+        "attention_pooling": "teamvla.models.projectors:AttentionPoolingProjector",
+        "perceiver": "teamvla.models.projectors:PerceiverProjector",
+    },
+    "teamvla.projectors",
     _PAGE,
 )

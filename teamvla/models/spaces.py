@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import accumulate
 
-from teamvla.contract import Contract
+from teamvla.contract import Contract, Signal
 from teamvla.errors import ConfigError, ContractError
 
 
@@ -14,11 +15,15 @@ class Spaces:
     """Sizes of what comes in and what goes out.
 
     Attributes:
-        states: numbers of each arm's part of the state.
-        actions: numbers of each arm's part of an action.
+        states: numbers of the state that belong to each part of a command: an arm's joints and
+            gripper; none to a part that is no arm's.
+        actions: numbers of each part of a command: the arms', then the action signals'.
         grippers: places of the grippers in the joined action.
         cameras: for each camera the arms that see by it, by their places.
         picture: channels, height and width of every picture.
+        shared: numbers of the state behind the arms', which belong to no part in particular.
+        sensors: what is observed besides -> its shape in one step, -1 for a length that varies.
+        fields: names of the cameras; none where there is no robot behind the sizes.
     """
 
     states: tuple[int, ...]
@@ -26,31 +31,34 @@ class Spaces:
     grippers: tuple[int, ...] = ()
     cameras: tuple[tuple[int, ...], ...] = ()
     picture: tuple[int, int, int] = (3, 64, 64)
+    shared: int = 0
+    sensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fields: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, contract: Contract) -> Spaces:
         """The sizes of a robot. A camera whose name ends in an arm's belongs to that arm.
 
         Raises:
-            ContractError: its commands are more than arms, or its cameras differ in size.
+            ContractError: a part of its commands is no real numbers, or its cameras differ in
+                size.
         """
-        if contract.action_signals:
-            fields = ", ".join(signal.field for signal in contract.action_signals)
-            raise ContractError(
-                "contract: action", "arms, for which this package has policies", fields
-            )
-        arms = tuple(arm.num_joints + 1 for arm in contract.arms)
+        for signal in contract.action_signals:
+            _require_real(signal)
         sizes = sorted({(3, camera.height, camera.width) for camera in contract.cameras})
         if len(sizes) > 1:
             raise ContractError("contract: cameras", "one size", f"{sizes}")
-        everyone = tuple(range(len(arms)))
-        owners = {f"_{arm.name}": (place,) for place, arm in enumerate(contract.arms)}
-        cameras = tuple(
-            next((own for end, own in owners.items() if camera.field.endswith(end)), everyone)
-            for camera in contract.cameras
+        arms = tuple(arm.num_joints + 1 for arm in contract.arms)
+        return cls(
+            (*arms, *(0 for _ in contract.action_signals)),
+            contract.command_sizes,
+            tuple(contract.grippers),
+            _owners(contract),
+            sizes[0] if sizes else (3, 64, 64),
+            sum(signal.size for signal in contract.state_signals),
+            {signal.field: signal.shape for signal in contract.sensor_signals},
+            tuple(camera.field for camera in contract.cameras),
         )
-        picture = sizes[0] if sizes else (3, 64, 64)
-        return cls(arms, arms, tuple(contract.grippers), cameras, picture)
 
     @classmethod
     def plain(
@@ -80,7 +88,7 @@ class Spaces:
     @property
     def state_dim(self) -> int:
         """Length of the joined state."""
-        return sum(self.states)
+        return sum(self.states) + self.shared
 
     @property
     def action_dim(self) -> int:
@@ -89,13 +97,30 @@ class Spaces:
 
     @property
     def action_groups(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Of each arm the length of its action, and where in it the grippers are."""
+        """Of each part of an action its length, and where in it the grippers are."""
         ends = list(accumulate(self.actions))
         groups = []
         for end, size in zip(ends, self.actions, strict=True):
             inside = (place - (end - size) for place in self.grippers)
             groups.append((size, tuple(place for place in inside if 0 <= place < size)))
         return groups
+
+
+def _owners(contract: Contract) -> tuple[tuple[int, ...], ...]:
+    """For each camera the parts of a command that see by it: an arm's own, or all."""
+    everyone = tuple(range(len(contract.command_sizes)))
+    owners = {f"_{arm.name}": (place,) for place, arm in enumerate(contract.arms)}
+    return tuple(
+        next((own for end, own in owners.items() if camera.field.endswith(end)), everyone)
+        for camera in contract.cameras
+    )
+
+
+def _require_real(signal: Signal) -> None:
+    if signal.dtype != "float32":
+        got = f"{signal}"
+        mend = "Policies here give real numbers; one of several moves needs a head of its own."
+        raise ContractError(f"contract: action signal {signal.field!r}", "float32", got, mend)
 
 
 def _check(name: str, size: object, least: int) -> None:

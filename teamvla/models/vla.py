@@ -12,8 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from teamvla.config.bytype import ByType
-from teamvla.models.base import ChunkSize
-from teamvla.models.chunking import ExecutionConfig
+from teamvla.models.chunking import ChunkSize, ExecutionConfig
 from teamvla.models.composed import ComposedConfig, ComposedPolicy
 from teamvla.models.encoders.base import EncoderConfig
 from teamvla.models.encoders.language import CharacterConfig

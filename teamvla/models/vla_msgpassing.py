@@ -141,9 +141,12 @@ class MsgPassingVLA(SensingPolicy):
         """[B,A,D]: what each arm makes of its own pictures, the text and its own state."""
         seen = None if perceived.pictures is None else self._pooled(perceived.pictures)
         text = [] if perceived.text is None else [perceived.text.mean()]
+        text += [sensed.vector for sensed in perceived.sensors.values()]
         felt: list[Any] = [None] * len(self.inputs)
         if perceived.state is not None:
-            felt = list(torch.split(perceived.state, list(self.spaces.states), dim=-1))
+            sizes = [*self.spaces.states, self.spaces.shared]
+            *own, shared = torch.split(perceived.state, sizes, dim=-1)
+            felt = [torch.cat([part, shared], dim=-1) for part in own]
         streams = []
         for layer, cameras, state in zip(self.inputs, self.cameras, felt, strict=True):
             parts = [] if seen is None else [seen[:, cameras].flatten(1)]
@@ -161,7 +164,9 @@ class MsgPassingVLA(SensingPolicy):
         """Length of what an arm sees, reads and feels."""
         seen = 0 if self.vision is None else len(self.cameras[arm]) * self.vision.features
         read = 0 if self.language is None else self.language.dim
-        return seen + read + (self.spaces.states[arm] if self.feels else 0)
+        felt = self.spaces.states[arm] + self.spaces.shared
+        recalled = 0 if self.recollection is None else self.recollection.output_dim
+        return seen + read + recalled + (felt if self.feels else 0)
 
     def _hearing(self) -> Tensor:
         """bool [A,A*M]: the words that each arm may look at; its own if there are no others."""

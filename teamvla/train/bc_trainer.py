@@ -82,17 +82,24 @@ def _is_under_way(run: Run) -> bool:
 
 def _describe(run: Run) -> str:
     policy = run.learner.policy
-    count = sum(p.numel() for p in policy.parameters())
-    size = f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"
+    sizes = [(p.numel(), p.requires_grad) for p in policy.parameters()]
+    count, trained = sum(n for n, _ in sizes), sum(n for n, taught in sizes if taught)
+    size = f"{_rounded(count)} parameters"
+    if trained < count:
+        size += f" ({_rounded(trained)} trained)"
     model = policy.config.model_dump()
     parts = ", ".join(model[name]["type"] for name in PARTS if model.get(name))
     name = f"{policy.config.type} ({parts})" if parts else policy.config.type
     precision = "bf16 autocast" if run.learner.autocast else "fp32"
     steps = len(run.train_loader.dataset)
     return (
-        f"{name}, {size} parameters on {steps} steps, {run.learner.device}, "
+        f"{name}, {size} on {steps} steps, {run.learner.device}, "
         f"{precision}, {torch.get_num_threads()} threads, in {run.folder}"
     )
+
+
+def _rounded(count: int) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"
 
 
 def _end_epoch(run: Run, stop: Callable[[], bool]) -> bool:

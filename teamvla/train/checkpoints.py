@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import random
 import subprocess
@@ -18,18 +19,23 @@ import torch
 from teamvla.checkpoint import Header, read_checkpoint, read_header, write_checkpoint
 from teamvla.data.samplers import EpochBatchSampler
 from teamvla.errors import CheckpointError
-from teamvla.models.base import PolicyConfig
+from teamvla.models.adaptation import frozen_names
+from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.loading import (
     Tensors,
+    as_array,
     config_of,
     from_arrays,
     load_weights,
     make_probe,
     policy_of,
+    start_weights,
     to_arrays,
+    weights_for,
 )
 from teamvla.train.trainer import Learner, TrainingState
 
+_LOG = logging.getLogger(__name__)
 PACKAGES = ("teamvla", "torch", "numpy", "mujoco", "safetensors", "gymnasium", "diffusers")
 
 
@@ -44,16 +50,18 @@ def save_checkpoint(
     """Write everything that the training is: weights, optimiser, schedule, sampler, RNGs.
 
     Args:
-        meta: config, contract, statistics and manifest_digest, as JSON-able data.
+        meta: config, contract, statistics and manifest_digest, as JSON-able data. With
+            ``base`` the frozen tensors are left out, as the checkpoint that it tells has them.
         sampler: the data order's position, two integers.
         probe_batch: a batch whose first sample becomes the golden probe.
     """
     probe_arrays, probe = make_probe(learner.best_weights, probe_batch)
     optimizer_arrays, optimizer = _optimizer_state(learner)
     rng_arrays, rng = _rng_state()
-    arrays = to_arrays("model", learner.policy.state_dict()) | optimizer_arrays
+    left_out = {*frozen_names(learner.policy)} if "base" in meta else set()
+    arrays = to_arrays("model", _without(learner.policy, left_out)) | optimizer_arrays
     if learner.ema is not None:
-        arrays |= to_arrays("ema", learner.ema.averaged.state_dict())
+        arrays |= to_arrays("ema", _without(learner.ema.averaged, left_out))
         optimizer["ema_updates"] = learner.ema.updates
     header = {
         "kind": "policy",
@@ -69,6 +77,10 @@ def save_checkpoint(
     return write_checkpoint(path, header, arrays | rng_arrays | probe_arrays)
 
 
+def _without(policy: Policy, left_out: set[str]) -> dict[str, torch.Tensor]:
+    return {name: x for name, x in policy.state_dict().items() if name not in left_out}
+
+
 def load_checkpoint(
     path: str | Path, learner: Learner, sampler: EpochBatchSampler | None = None
 ) -> Header:
@@ -78,7 +90,8 @@ def load_checkpoint(
         CheckpointError: it is damaged, or belongs to another model or optimiser.
     """
     header, arrays = read_checkpoint(path)
-    load_weights(learner.policy, from_arrays("model", arrays), header.path)
+    policy = learner.policy
+    load_weights(policy, weights_for(policy, header, arrays, "model"), header.path)
     try:
         _restore(learner, header, arrays)
         if sampler is not None:
@@ -99,9 +112,12 @@ def init_from(path: str | Path, learner: Learner) -> Header:
     """
     header, arrays = read_checkpoint(path)
     learner.policy.contract.require(policy_of(header).contract, "the data", str(path))
-    section = "ema" if any(name.startswith("ema.") for name in arrays) else "model"
+    weights, adapted = start_weights(learner.policy, header, arrays)
     own = learner.policy.normalizer.state_dict(prefix="normalizer.")
-    load_weights(learner.policy, from_arrays(section, arrays) | own, header.path)
+    load_weights(learner.policy, weights | own, header.path)
+    if learner.policy.config.adaptation.lora is not None:
+        said = "the adapters of" if adapted else "fresh adapters beside the weights of"
+        _LOG.info("start from %s %s", said, path)
     if learner.ema is not None:
         learner.ema.averaged.load_state_dict(learner.policy.state_dict())
     return header
@@ -165,7 +181,7 @@ def _git_revision() -> str | None:
 def _optimizer_state(learner: Learner) -> tuple[Tensors, dict[str, Any]]:
     state = learner.optimizer.state_dict()
     arrays = {
-        f"optim.{index}.{key}": value.detach().cpu().numpy()
+        f"optim.{index}.{key}": as_array(value)
         for index, entry in state["state"].items()
         for key, value in entry.items()
         if isinstance(value, torch.Tensor)
@@ -193,7 +209,11 @@ def _restore(learner: Learner, header: Header, arrays: Tensors) -> None:
     schedule |= {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
     learner.scheduler.load_state_dict(schedule)
     if learner.ema is not None:
-        load_weights(learner.ema.averaged, from_arrays("ema", arrays), header.path)
+        # The average shares what is frozen with the policy, which has it by now.
+        shared = learner.policy.state_dict()
+        frozen = {name: shared[name] for name in frozen_names(learner.policy)}
+        averages = frozen | from_arrays("ema", arrays)
+        load_weights(learner.ema.averaged, averages, header.path)
         learner.ema.updates = int(meta["optimizer_state"]["ema_updates"])
     learner.state = TrainingState(**meta["state"])
     _restore_rng(meta["rng"], arrays)

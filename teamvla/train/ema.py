@@ -18,6 +18,7 @@ class WeightAverage(Generic[M]):
     beginning is averaged in. Buffers are not averaged; those of policies are constants.
     ``torch.optim.swa_utils.AveragedModel`` does the same
     but walks all modules at every update: 8 ms of a 60 ms step, measured, against 3 ms here.
+    What is frozen stays what it is: model and average share it.
 
     Args:
         model: the model that is trained; its averaged copy is :attr:`averaged`.
@@ -26,12 +27,15 @@ class WeightAverage(Generic[M]):
     """
 
     def __init__(self, model: M, decay: float, every: int = 1) -> None:
-        self.averaged: M = copy.deepcopy(model).requires_grad_(False)
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.averaged: M = copy.deepcopy(model, shared).requires_grad_(False)
         self.decay, self.every = decay, every
         self.updates = 0
+        pairs = zip(self.averaged.parameters(), model.parameters(), strict=True)
+        trained = [(mean, now) for mean, now in pairs if now.requires_grad]
         self._pairs: tuple[list[torch.Tensor], list[torch.Tensor]] = (
-            list(self.averaged.parameters()),
-            list(model.parameters()),
+            [mean for mean, _ in trained],
+            [now for _, now in trained],
         )
 
     @torch.no_grad()

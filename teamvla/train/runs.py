@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import copy
 import logging
-import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 
-from teamvla import seeds
 from teamvla.checkpoint import Header, verify_digest
 from teamvla.config import Project
 from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
-from teamvla.data import IndexConfig, build_index
-from teamvla.data.dataloader import DatasetConfig, MultiTaskDataset, make_dataloader
+from teamvla.data.dataloader import DatasetConfig
 from teamvla.errors import CheckpointError, ConfigError, InputError
 from teamvla.files import check_folder, publish
 from teamvla.models.base import Policy, PolicyConfig, build_policy
-from teamvla.models.device import resolve_device
-from teamvla.models.encoders.words import instruction_words
 from teamvla.models.heads.base import HeadConfig
+from teamvla.models.loading import base_entry
 from teamvla.models.losses import LossConfig, needs_geometry, require_geometry
+from teamvla.models.pretrained.settings import completed, weights_follow
 from teamvla.train.checkpoints import (
     init_from,
     load_checkpoint,
@@ -37,7 +34,7 @@ from teamvla.train.checkpoints import (
 )
 from teamvla.train.ema import WeightAverage
 from teamvla.train.journal import MetricsJournal
-from teamvla.train.ranking import require_simulated, warn_of_unseen_task
+from teamvla.train.material import build_data, gather, set_seed
 from teamvla.train.schedulers import (
     OptimizerConfig,
     SchedulerConfig,
@@ -53,34 +50,27 @@ from teamvla.train.trainer import (
     wants_bf16,
 )
 
+__all__ = [
+    "Run", "build_data", "build_model", "finished_state", "open_run", "resume_run", "save",
+    "set_seed", "settled", "start_run",
+]  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
 
-def set_seed(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators, each with a stream of its own."""
-    random.seed(seeds.integer(seed, seeds.Domain.INITIALISE, 0))
-    np.random.seed(seeds.integer(seed, seeds.Domain.INITIALISE, 1))
-    torch.manual_seed(seeds.integer(seed, seeds.Domain.INITIALISE, 2))
+def build_model(
+    project: Project,
+    contract: Contract,
+    statistics: dict[str, Any] | None,
+    config: PolicyConfig | None = None,
+) -> Policy:
+    """The policy of section ``model``, trained with the losses of section ``loss``.
 
-
-def build_data(config: DatasetConfig) -> tuple[Any, Any | None]:
-    """The training loader, and the loader of the held-out split (None if it is empty).
-
-    The held-out loader is neither shuffled nor augmented.
+    Args:
+        config: in place of the section.
     """
-    train = make_dataloader(config)
-    plain = {"split": "val", "shuffle": False, "transforms": (), "drop_last": False}
-    held_out = config.model_copy(update=plain)
-    if len(MultiTaskDataset(held_out)):
-        return train, make_dataloader(held_out)
-    _LOG.warning("no episode is held out: training goes without validation")
-    return train, None
-
-
-def build_model(project: Project, contract: Contract, statistics: dict[str, Any] | None) -> Policy:
-    """The policy of section ``model``, trained with the losses of section ``loss``."""
-    config, loss = project.section("model", PolicyConfig), project.section("loss", LossConfig)
+    loss = project.section("loss", LossConfig)
     require_geometry(loss, contract)
+    config = config or project.section("model", PolicyConfig)
     return build_policy(config, contract, statistics, loss, seed=project.session.seed)
 
 
@@ -117,74 +107,23 @@ def open_run(project: Project, folder: Path) -> Run:
         InputError: no such data or device.
         ContractError: the simulator's numbers mean something else than the data's.
     """
-    config, settings = project.section("trainer", TrainerConfig), project.resolved()
-    device = resolve_device(project.session.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    set_seed(project.session.seed)
-    dataset = _dataset_config(project)
-    if "index" in project.source.data:
-        build_index(dataset.roots, dataset.index, project.section("index", IndexConfig))
-    _require_fitting(project, dataset)
-    train_loader, val_loader = build_data(dataset)
-    data = train_loader.dataset
-    statistics = {**data.statistics, "words": instruction_words(data.instructions)}
-    policy = build_model(project, data.contract, statistics).to(device)
-    learner = _build_learner(project, config, policy, device, len(train_loader))
+    given = gather(project)
+    loader, data = given.train_loader, given.train_loader.dataset
+    # What else would be read from a pretrained model's folder is written into the run.
+    model, settings = completed(project.section("model", PolicyConfig)), project.resolved()
+    if "model" in settings:
+        settings["model"] = model.model_dump(mode="json")
+    policy = build_model(project, given.contract, given.statistics, model).to(given.device)
+    learner = _build_learner(project, given.config, policy, given.device, len(loader))
     meta = {
         "config": settings,
         "tasks": sorted(data.tasks()),
-        "contract": data.contract.to_dict(),
-        "statistics": statistics,
+        "contract": given.contract.to_dict(),
+        "statistics": given.statistics,
         "manifest_digest": data.digest,
     }
     journal = MetricsJournal(folder / "metrics.jsonl")
-    run = Run(folder, project, config, learner, train_loader, val_loader, meta, journal)
-    _tell_what_is_left_out(run)
-    return run
-
-
-def _dataset_config(project: Project) -> DatasetConfig:
-    config = project.section("dataset", DatasetConfig)
-    if config.n_obs_steps != 1:
-        raise ConfigError(
-            "dataset.n_obs_steps", "1, as the policies take one observation",
-            str(config.n_obs_steps), "Take it out of the configuration.",
-        )  # fmt: skip
-    chunk = project.section("model", PolicyConfig).chunk_size
-    if config.chunk_size != chunk:
-        raise ConfigError(
-            "dataset.chunk_size", f"model.chunk_size = {chunk}", str(config.chunk_size),
-            "Set both to the same.",
-        )  # fmt: skip
-    return config
-
-
-def _require_fitting(project: Project, config: DatasetConfig) -> None:
-    """Refuse settings that do not fit the data.
-
-    The index, which others may read, is not yet made one for chunks as long as these.
-    """
-    data = MultiTaskDataset(config.model_copy(update={"chunk_size": 1}))
-    shown = sorted(data.tasks())
-    if project.section("trainer", TrainerConfig).rollout_every:
-        require_simulated(project, data.contract, shown)
-    else:
-        require_geometry(project.section("loss", LossConfig), data.contract)
-        warn_of_unseen_task(project, data.contract, shown)
-    _require_whole_chunk(data, config.chunk_size)
-
-
-def _require_whole_chunk(data: MultiTaskDataset, chunk: int) -> None:
-    """Refuse chunks of which every single one would reach beyond its episode's end."""
-    table = data.index.episodes
-    longest = data.episodes[table["num_steps"][data.episodes].argmax()]
-    steps, name = int(table["num_steps"][longest]), table.text("path", int(longest))
-    if chunk > steps:
-        raise ConfigError(
-            "dataset.chunk_size", f"at most {steps}, the steps of the longest episode ({name})",
-            str(chunk), "Set it and model.chunk_size to less, or record longer episodes.",
-        )  # fmt: skip
+    return Run(folder, project, given.config, learner, loader, given.val_loader, meta, journal)
 
 
 def _tell_what_is_left_out(run: Run) -> None:
@@ -259,10 +198,19 @@ def start_run(
         )  # fmt: skip
     if init_checkpoint is not None:
         require_same_model(init_checkpoint, project.section("model", PolicyConfig))
+    elif project.section("trainer", TrainerConfig).save == "trained":
+        raise ConfigError(
+            "trainer.save", "all, or --init-from with the checkpoint that has what is frozen",
+            "trained without one", "Give --init-from CKPT.",
+        )  # fmt: skip
     run = open_run(settled(project), folder)
+    _tell_what_is_left_out(run)
     if init_checkpoint is not None:
         parent = init_from(init_checkpoint, run.learner)
         run.meta["parent"] = {"file": init_checkpoint.name, "sha256": parent.sha256}
+        if run.config.save == "trained":
+            base = base_entry(init_checkpoint, parent.sha256, run.checkpoints)
+            run.meta["base"] = base
         save(run, "last.ckpt")  # a run that is killed early must not go on from other weights
     text = yaml.safe_dump(run.meta["config"], sort_keys=False)
     publish(folder / "config.yaml", lambda file: file.write(text.encode("utf-8")))
@@ -313,16 +261,23 @@ def resume_run(folder: Path, device: str | None = None, roots: Sequence[str] | N
             )  # fmt: skip
     if not last.exists():
         run = open_run(project, folder)  # killed before its first checkpoint: begin again
+        _tell_what_is_left_out(run)
         run.journal.rewind(0)
         return run
     header = verify_digest(last)  # before a flipped bit in it is taken for another setting
-    run = open_run(project, folder)
+    with weights_follow() if _is_whole(header) else nullcontext():
+        run = open_run(project, folder)
     _require_same(run, header)
-    if "parent" in header.meta:
-        run.meta["parent"] = header.meta["parent"]
+    run.meta |= {key: header.meta[key] for key in ("parent", "base") if key in header.meta}
     load_checkpoint(last, run.learner, run.train_loader.batch_sampler)
+    _tell_what_is_left_out(run)
     run.journal.rewind(run.state.step)
     return run
+
+
+def _is_whole(header: Header) -> bool:
+    """Whether a checkpoint has every tensor, so that nothing else need be read."""
+    return "base" not in header.meta
 
 
 def _require_same(run: Run, header: Header) -> None:

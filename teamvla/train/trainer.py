@@ -46,6 +46,11 @@ class TrainerConfig(Settings):
         description="CPU threads; null: torch's choice.",
     )
     log_every: int = Field(default=20, gt=0, description="Steps between rows of metrics.jsonl.")
+    save: Literal["all", "trained"] = Field(
+        default="all",
+        description="all, or trained: checkpoints without what is frozen, which find it in the "
+        "checkpoint of --init-from.",
+    )
     checkpoint_every: int = Field(default=4, gt=0, description="Epochs between epoch_N.ckpt files.")
     rollout_every: int = Field(
         default=4,

@@ -30,6 +30,7 @@ class VisionBackbone(nn.Module, ABC):
         dim: D, width of a token.
         num_tokens: N, of one picture.
         features: length of the vector that :meth:`pooling` makes of a picture's tokens.
+        middle: of the first token, from the picture's upper left corner, in tokens' sides.
 
     Args:
         config: settings of the subclass.
@@ -42,6 +43,7 @@ class VisionBackbone(nn.Module, ABC):
     dim: int
     num_tokens: int
     features: int
+    middle: float = 0.5
 
     def __init__(self, config: EncoderConfig, picture: tuple[int, int, int]) -> None:
         super().__init__()

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from teamvla.models.encoders.base import EncoderConfig, VisionBackbone
-from teamvla.models.encoders.vision import FlattenPooling, GroupNorm, as_tokens
+from teamvla.models.encoders.vision import (
+    FlattenPooling,
+    GroupNorm,
+    as_tokens,
+    middle_of_first,
+)
 
 
 class ResNetConfig(EncoderConfig):
@@ -91,6 +96,7 @@ class ResNetEncoder(VisionBackbone):
         halvings = len(config.layers)
         self.side = tuple(min(config.grid, -(-size // 2**halvings)) for size in picture[1:])
         self.dim, self.num_tokens = inputs, self.side[0] * self.side[1]
+        self.middle = middle_of_first(picture[1] / self.side[0], 2**halvings)
         self.features, self._pooling = config.features, config.pooling
 
     def forward(self, images: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ class ConvConfig(EncoderConfig):
         description="Channels of the first layer, half of the others'.",
     )
     reduced: int = Field(default=32, ge=1, description="Channels behind the 1x1 convolution.")
+    stride: Literal[4, 8] = Field(
+        default=8, description="What the resolution is divided by; 4 keeps finer places apart."
+    )
     grid: int = Field(default=8, ge=1, description="Largest side of the feature map that is kept.")
     features: int = Field(default=128, ge=1, description="Length of a picture's feature vector.")
 
@@ -59,9 +62,9 @@ class FlattenPooling(nn.Module):
 
 
 class ConvEncoder(VisionBackbone):
-    """Four convolutions that divide the resolution by 8.
+    """Four convolutions that divide the resolution by 8, or by 4 as ``stride`` says.
 
-        [B,C,H,W] -> k5 s2 -> k3 s2 -> k3 s2 -> k3 -> 1x1 -> grid x grid tokens [B,N,reduced]
+        [B,C,H,W] -> k5 s2 -> k3 s2 -> k3 s2 or s1 -> k3 -> 1x1 -> grid x grid tokens [B,N,reduced]
 
     The places of the feature map stay apart, which keeps where things are; a map that is
     larger than the grid is averaged onto it, a smaller one stays as it is.
@@ -71,16 +74,17 @@ class ConvEncoder(VisionBackbone):
 
     def __init__(self, config: ConvConfig, picture: tuple[int, int, int]) -> None:
         super().__init__(config, picture)
-        rows, columns = (min(config.grid, -(-size // 8)) for size in picture[1:])
+        rows, columns = (min(config.grid, -(-size // config.stride)) for size in picture[1:])
         self.side = (rows, columns)
         self.features = config.features
+        self.middle = middle_of_first(picture[1] / rows, config.stride)
         self.dim, self.num_tokens = config.reduced, self.side[0] * self.side[1]
         narrow, wide = config.width, 2 * config.width
         self.convolutions = nn.Sequential(
             nn.Conv2d(picture[0], narrow, 5, 2, 2),
             nn.ReLU(inplace=True),
             *_block(narrow, wide, stride=2),
-            *_block(wide, wide, stride=2),
+            *_block(wide, wide, stride=config.stride // 4),
             *_block(wide, wide, stride=1),
             nn.Conv2d(wide, config.reduced, 1),
         )
@@ -134,6 +138,18 @@ def scale_images(images: Tensor) -> Tensor:
     factor = 2 / 255 if images.dtype == torch.uint8 else 2.0
     floats = images.contiguous(memory_format=torch.channels_last).to(torch.float32)
     return floats.mul_(factor).sub_(1) if images.dtype == torch.uint8 else floats * factor - 1
+
+
+def middle_of_first(pixels: float, stride: int) -> float:
+    """:attr:`VisionBackbone.middle` behind convolutions whose padding is half their kernel.
+
+    The first place of their map looks at the first pixel, not at the middle of its share.
+
+    Args:
+        pixels: side of a token.
+        stride: of all convolutions together; a token may be the mean of several places.
+    """
+    return 0.5 - (stride - 1) / (2 * pixels)
 
 
 def as_tokens(maps: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
 from torch import nn
 
 from teamvla.config import Settings
-from teamvla.models.encoders.base import TextEncoder, VisionBackbone
+from teamvla.models.encoders.base import TextEncoder
 from teamvla.models.features import Features, Modalities
 
 
@@ -17,6 +18,25 @@ class FusionConfig(Settings):
     """Settings that all fusions share; ``type`` decides whose are the others."""
 
     type: str = Field(description="Name of the fusion.")
+
+
+class Pictured(Protocol):
+    """What a fusion asks of who makes tokens of pictures; a :class:`VisionBackbone` is one."""
+
+    has_cls: ClassVar[bool]
+    dim: int
+    num_tokens: int
+    features: int
+
+    def pooling(self) -> nn.Module:
+        """See :meth:`teamvla.models.encoders.base.VisionBackbone.pooling`."""
+
+
+class SensorSizes(Protocol):
+    """What a fusion asks of who makes a vector and tokens of a sensor, or recalls them."""
+
+    dim: int
+    output_dim: int
 
 
 class Fusion(nn.Module, ABC):
@@ -29,6 +49,8 @@ class Fusion(nn.Module, ABC):
         num_cameras: V.
         text: encoder of the instructions, None if they are not read.
         state_dim: S; 0 if the state is not read.
+        sensors: encoders of what is sensed besides, by field, for their sizes alone. A fusion
+            without this argument goes with policies without sensors.
     """
 
     Config: ClassVar[type[FusionConfig]]
@@ -36,11 +58,12 @@ class Fusion(nn.Module, ABC):
 
     def __init__(
         self,
-        config: FusionConfig,
-        vision: VisionBackbone | None,
+        config: Any,
+        vision: Pictured | None,
         num_cameras: int,
         text: TextEncoder | None,
         state_dim: int,
+        sensors: Mapping[str, SensorSizes] | None = None,
     ) -> None:
         super().__init__()
 

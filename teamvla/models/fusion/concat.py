@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from teamvla.models.blocks import ResidualBlock
-from teamvla.models.encoders.base import TextEncoder, VisionBackbone
+from teamvla.models.encoders.base import TextEncoder
 from teamvla.models.features import Features, Modalities
-from teamvla.models.fusion.base import Fusion, FusionConfig
+from teamvla.models.fusion.base import Fusion, FusionConfig, Pictured, SensorSizes
 
 
 class TrunkConfig(FusionConfig):
@@ -35,6 +36,7 @@ class ConcatFusion(Fusion):
     pictures [B,V,N,D] -> pooled [B,V*F] --+
     text -> mean [B,E] --------------------+-> linear -> silu -> blocks -> norm [B,hidden]
     state [B,S] ---------------------------+
+    vector [B,F] of each sensor -----------+
     """
 
     Config: ClassVar[type[TrunkConfig]] = ConcatConfig
@@ -42,18 +44,21 @@ class ConcatFusion(Fusion):
     def __init__(
         self,
         config: TrunkConfig,
-        vision: VisionBackbone | None,
+        vision: Pictured | None,
         num_cameras: int,
         text: TextEncoder | None,
         state_dim: int,
+        sensors: Mapping[str, SensorSizes] | None = None,
     ) -> None:
-        super().__init__(config, vision, num_cameras, text, state_dim)
+        super().__init__(config, vision, num_cameras, text, state_dim, sensors)
         self.dim = config.hidden_dim
         inputs = state_dim + (text.dim if text is not None else 0)
         self.pool = None
         if vision is not None:
             self.pool = vision.pooling()
             inputs += num_cameras * vision.features
+        self.sensors = tuple(sensors or ())
+        inputs += sum(sensor.output_dim for sensor in (sensors or {}).values())
         self.inputs = nn.Linear(inputs, self.dim)
         blocks = [ResidualBlock(self.dim, config.dropout) for _ in range(config.num_blocks)]
         self.trunk = nn.Sequential(*blocks, nn.LayerNorm(self.dim))
@@ -70,4 +75,5 @@ class ConcatFusion(Fusion):
             parts.append(seen.text.mean())
         if seen.state is not None:
             parts.append(seen.state)
+        parts += [seen.sensors[name].vector for name in self.sensors]
         return torch.cat(parts, dim=1)

@@ -6,6 +6,7 @@ Shapes: B batch, V cameras, N tokens of a picture, D their width, E width of the
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -14,10 +15,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from teamvla.models.encoders.base import TextEncoder, VisionBackbone
+from teamvla.models.encoders.base import TextEncoder
 from teamvla.models.features import Features, Modalities
+from teamvla.models.fusion.base import Pictured, SensorSizes
 from teamvla.models.fusion.concat import ConcatFusion, TrunkConfig
 from teamvla.models.initialization import init_modulation
+from teamvla.models.temporal.recollection import RECALLED
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ class FilmConfig(TrunkConfig):
     film_blocks: int = Field(default=2, ge=1, description="Blocks that modulate the pictures.")
     film_state: bool = Field(
         default=False,
-        description="Whether the state modulates them too; without words it always does.",
+        description="Whether the state modulates them too; it does if nothing else could.",
     )
 
 
@@ -62,10 +65,10 @@ class FilmBlock(nn.Module):
 class FilmFusion(ConcatFusion):
     """Concatenation of pictures that were looked at with the words in mind.
 
-        text -> mean [B,E] --+------------------------------------------+
-                             v                                          v
+        text -> mean [B,E], recalled --+--------------------------------+
+                                       v                                v
         pictures [B,V,N,D] -> FiLM blocks -> pooled [B,V*F] -> joined -> trunk [B,hidden]
-        state [B,S] ---------------------------------------------^
+        state [B,S], vectors of sensors -------------------------^
 
     Where there is nothing to modulate, or nothing to modulate it by, it is concatenation.
     """
@@ -75,15 +78,20 @@ class FilmFusion(ConcatFusion):
     def __init__(
         self,
         config: FilmConfig,
-        vision: VisionBackbone | None,
+        vision: Pictured | None,
         num_cameras: int,
         text: TextEncoder | None,
         state_dim: int,
+        sensors: Mapping[str, SensorSizes] | None = None,
     ) -> None:
-        super().__init__(config, vision, num_cameras, text, state_dim)
+        super().__init__(config, vision, num_cameras, text, state_dim, sensors)
         self.by_text = text is not None
-        self.by_state = bool(state_dim) and (config.film_state or not self.by_text)
+        memory = (sensors or {}).get(RECALLED)
+        self.by_memory = memory is not None
+        told = self.by_text or self.by_memory
+        self.by_state = bool(state_dim) and (config.film_state or not told)
         condition = (text.dim if text is not None else 0) + (state_dim if self.by_state else 0)
+        condition += memory.output_dim if memory is not None else 0
         self.film = nn.ModuleList()
         # The norm over all places makes nothing of a single one.
         places = num_cameras * vision.num_tokens if vision is not None else 0
@@ -108,6 +116,8 @@ class FilmFusion(ConcatFusion):
         parts = []
         if self.by_text and seen.text is not None:
             parts.append(seen.text.mean())
+        if self.by_memory:
+            parts.append(seen.sensors[RECALLED].vector)
         if self.by_state and seen.state is not None:
             parts.append(seen.state)
         return torch.cat(parts, dim=1)

@@ -44,6 +44,17 @@ class HeadLoss:
     parts: dict[str, Tensor]
     predicted: Tensor | None = None
 
+    @staticmethod
+    def joined(lost: Sequence[HeadLoss], sizes: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total and parts of several heads, each weighted by how many numbers it gives."""
+        weighted = [(size / sum(sizes), one) for size, one in zip(sizes, lost, strict=True)]
+        parts: dict[str, Tensor] = {}
+        for share, one in weighted:
+            for name, part in one.parts.items():
+                parts[name] = parts.get(name, torch.zeros(())) + share * part
+        total = sum((share * one.total for share, one in weighted), torch.zeros(()))
+        return total, parts
+
 
 class ActionHead(nn.Module, ABC):
     """Features to a chunk of normalised actions.

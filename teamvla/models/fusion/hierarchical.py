@@ -1,0 +1,137 @@
+"""Fusion in stages: sensors that measure space make a scene, then the scene meets the rest.
+
+Shapes: B batch, N tokens, D width, Q places of the scene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from teamvla.models.attention import Attention, AttentionSettings, TransformerBlock
+from teamvla.models.encoders.base import TextEncoder
+from teamvla.models.features import Features, Modalities, Tokens
+from teamvla.models.fusion.base import FusionConfig, Pictured, SensorSizes
+from teamvla.models.fusion.tokens import TokenFusion, joined
+from teamvla.models.initialization import embedding, init_transformer
+
+
+class HierarchicalConfig(AttentionSettings, FusionConfig):
+    """Settings of :class:`HierarchicalFusion`."""
+
+    type: Literal["hierarchical"] = Field(
+        default="hierarchical", description="LiDAR and radar first, then the rest."
+    )
+    embed_dim: int = Field(default=128, ge=1, description="Width of a token.")
+    mlp_ratio: float = Field(default=2.0, gt=0, description="Hidden width of the MLPs / embed_dim.")
+    scene: tuple[str, ...] = Field(
+        default=("points", "lidar", "radar"), description="Fields that make the scene, if there."
+    )
+    scene_tokens: int = Field(default=16, ge=1, description="Q, tokens of the scene.")
+    scene_layers: int = Field(default=1, ge=1, description="Transformer blocks of the first stage.")
+    num_layers: int = Field(default=2, ge=1, description="Transformer blocks of the second stage.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Rate behind each part of a block.")
+
+
+class SceneTokens(nn.Module):
+    """Tokens of several sensors to Q tokens of one scene.
+
+    tokens [B,N,D] -> transformer blocks -> Q learned queries attend to them [B,Q,D]
+    """
+
+    def __init__(self, config: HierarchicalConfig) -> None:
+        super().__init__()
+        self.blocks = _blocks(config, config.scene_layers)
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.queries = embedding(1, config.scene_tokens, config.embed_dim)
+        self.attention = Attention(config.embed_dim, config.num_heads)
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Tokens of at least one that counts in each row to Q that all count."""
+        values = tokens.values
+        for block in self.blocks:
+            values = block(values, tokens.mask)
+        queries = self.queries.expand(values.shape[0], -1, -1)
+        found = self.attention(queries, self.norm(values), tokens.mask[:, None, None])
+        return Tokens.full(queries + found)
+
+
+class HierarchicalFusion(TokenFusion):
+    """Sensors to a scene in space, then the scene, pictures, words and state together.
+
+        LiDAR, radar -> blocks -> Q tokens of the scene --+
+        pictures, words, state, other sensors ------------+-> [summary | ...] -> blocks -> summary
+
+    Without any of the sensors of the scene it is a transformer over the rest. Features: the
+    summary, and the tokens of the second stage.
+
+    Without encoders, as ``HierarchicalFusion(feature_dim=256, num_heads=8)``, it is a module
+    for tensors: ``fusion(vision=..., lidar=..., radar=...)`` of tokens [B,N,feature_dim] each
+    gives the summary [B,feature_dim].
+
+    Args:
+        config: settings, or ``feature_dim``.
+        vision, num_cameras, text, state_dim, sensors: see :class:`Fusion`.
+        feature_dim: D, in place of settings.
+        num_heads: of them.
+    """
+
+    Config = HierarchicalConfig
+
+    def __init__(
+        self,
+        config: HierarchicalConfig | int | None = None,
+        vision: Pictured | None = None,
+        num_cameras: int = 0,
+        text: TextEncoder | None = None,
+        state_dim: int = 0,
+        sensors: Mapping[str, SensorSizes] | None = None,
+        *,
+        feature_dim: int = 256,
+        num_heads: int = 8,
+    ) -> None:
+        alone = not isinstance(config, HierarchicalConfig)
+        if not isinstance(config, HierarchicalConfig):
+            width = feature_dim if config is None else config
+            config = HierarchicalConfig(embed_dim=width, num_heads=num_heads)
+        width = config.embed_dim
+        super().__init__(config, vision, num_cameras, text, state_dim, sensors, width=width)
+        self.of_scene = config.scene
+        in_space = alone or any(name in self.of_scene for name in sensors or ())
+        self.scene = SceneTokens(config) if in_space else None
+        self.blocks = _blocks(config, config.num_layers)
+        self.norm = nn.LayerNorm(width)
+        init_transformer(self.blocks)
+        if self.scene is not None:
+            init_transformer(self.scene.blocks)
+
+    def forward(self, seen: Modalities | None = None, **given: Tensor) -> Any:
+        """See :meth:`Fusion.forward`; or of tokens by name the summary."""
+        if seen is not None:
+            return self._staged(self.parts(seen))
+        rows = next(iter(given.values())).shape[0]
+        asking = {"": Tokens.full(self.summary.expand(rows, -1, -1))}
+        return self._staged(asking | {k: Tokens.full(v) for k, v in given.items()}).summary
+
+    def _staged(self, parts: Mapping[str, Tokens]) -> Features:
+        """Features of tokens of which the first sums up."""
+        near = [part for name, part in parts.items() if name in self.of_scene]
+        rest = [part for name, part in parts.items() if name not in self.of_scene]
+        if self.scene is not None and near:
+            rest.append(self.scene(joined(near)))
+        tokens = joined(rest)
+        values = tokens.values
+        for block in self.blocks:
+            values = block(values, tokens.mask)
+        values = self.norm(values)
+        return Features(values[:, 0], Tokens(values, tokens.mask))
+
+
+def _blocks(config: HierarchicalConfig, count: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        TransformerBlock(config.embed_dim, config.num_heads, config.mlp_ratio, config.dropout)
+        for _ in range(count)
+    )

@@ -1,0 +1,1 @@
+"""OpenVLA, and the parts of published models that it shares with SmolVLA."""
