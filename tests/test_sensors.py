@@ -148,6 +148,12 @@ def test_points_outside_the_crop_change_nothing():
     assert not torch.equal(encoder(points), made(PointCloudEncoder, **SMALL)(points))
 
 
+def test_thinning_in_evaluation_does_not_go_by_the_order_of_the_points():
+    encoder, given = made(PointCloudEncoder, **SMALL, max_points=24), cloud()
+    mixed = torch.randperm(60, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(encoder(given[:, mixed]), encoder(given), rtol=0, atol=1e-5)
+
+
 def test_thinning_in_evaluation_is_even_and_takes_exactly_so_many():
     points = torch.arange(20.0).reshape(1, 20, 1).repeat(3, 1, 3)
     mask = torch.arange(20) < torch.tensor([20, 10, 3])[:, None]

@@ -34,19 +34,30 @@ def thinned(
         points: [B,N,C].
         mask: bool [B,N] of those that are there.
         count: M.
-        random: any M of them; otherwise evenly many of each part of their order.
+        random: any M of them; otherwise evenly many near and far ones, whatever their order.
 
     Returns:
-        Points [B,min(M,N),C] in their order, and their mask.
+        Points [B,min(M,N),C], and their mask.
     """
     size = points.shape[1]
     if size <= count:
         return points, mask
-    kept = _any(mask, count) if random else _even(mask, count)
+    if random:
+        kept = _any(mask, count)
+    else:
+        points, mask = _by_range(points, mask)
+        kept = _even(mask, count)
     # Kept ones first, each group in its order.
     first = torch.argsort((~kept).to(torch.uint8), dim=1, stable=True)[:, :count]
     rows = first.unsqueeze(-1).expand(-1, -1, points.shape[2])
     return points.gather(1, rows), kept.gather(1, first)
+
+
+def _by_range(points: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest first, and what is not there last."""
+    away = points[..., :3].square().sum(-1).masked_fill(~mask, torch.inf)
+    order = away.argsort(dim=1)
+    return points.gather(1, order.unsqueeze(-1).expand_as(points)), mask.gather(1, order)
 
 
 def _any(mask: Tensor, count: int) -> Tensor:
