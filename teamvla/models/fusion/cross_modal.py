@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from teamvla.models.attention import Attention, AttentionSettings
 from teamvla.models.blocks import ResidualBlock
-from teamvla.models.encoders.base import TextEncoder
 from teamvla.models.features import Features, Modalities, Tokens
-from teamvla.models.fusion.base import FusionConfig, Pictured, SensorSizes
+from teamvla.models.fusion.base import FusionConfig
 from teamvla.models.fusion.tokens import SUMMARY, TokenFusion, joined
 from teamvla.models.initialization import embedding, init_transformer
 
@@ -115,39 +114,21 @@ class CrossModalFusion(TokenFusion):
     tensors: ``fusion(vision=..., lidar=..., radar=...)`` of tokens [B,N,feature_dim] each gives
     what becomes of the first [B,N,feature_dim].
 
-    Args:
-        config: settings, or ``feature_dim``.
-        vision, num_cameras, text, state_dim, sensors: see :class:`Fusion`.
-        feature_dim: D, in place of settings.
-        num_heads: of them.
+    Args: see :class:`TokenFusion`.
     """
 
     Config = CrossModalConfig
 
-    def __init__(
-        self,
-        config: CrossModalConfig | int | None = None,
-        vision: Pictured | None = None,
-        num_cameras: int = 0,
-        text: TextEncoder | None = None,
-        state_dim: int = 0,
-        sensors: Mapping[str, SensorSizes] | None = None,
-        *,
-        feature_dim: int = 256,
-        num_heads: int = 8,
-    ) -> None:
-        if not isinstance(config, CrossModalConfig):
-            width = feature_dim if config is None else config
-            config = CrossModalConfig(embed_dim=width, num_heads=num_heads)
-        width = config.embed_dim
-        super().__init__(config, vision, num_cameras, text, state_dim, sensors, width=width)
+    def build(self, config: CrossModalConfig) -> None:
+        """See :meth:`TokenFusion.build`."""
+        width, heads = self.dim, config.num_heads
         self.blocks = nn.ModuleList(
-            CrossModalBlock(width, config.num_heads, config.mlp_ratio, config.dropout)
+            CrossModalBlock(width, heads, config.mlp_ratio, config.dropout)
             for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(width)
         self.pool = PooledQueries(
-            width, config.num_heads, config.num_queries, config.num_blocks, config.dropout
+            width, heads, config.num_queries, config.num_blocks, config.dropout
         )
         init_transformer(self.blocks)
 

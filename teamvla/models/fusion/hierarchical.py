@@ -12,9 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from teamvla.models.attention import Attention, AttentionSettings, TransformerBlock
-from teamvla.models.encoders.base import TextEncoder
 from teamvla.models.features import Features, Modalities, Tokens
-from teamvla.models.fusion.base import FusionConfig, Pictured, SensorSizes
+from teamvla.models.fusion.base import FusionConfig
 from teamvla.models.fusion.tokens import TokenFusion, joined
 from teamvla.models.initialization import embedding, init_transformer
 
@@ -72,38 +71,18 @@ class HierarchicalFusion(TokenFusion):
     for tensors: ``fusion(vision=..., lidar=..., radar=...)`` of tokens [B,N,feature_dim] each
     gives the summary [B,feature_dim].
 
-    Args:
-        config: settings, or ``feature_dim``.
-        vision, num_cameras, text, state_dim, sensors: see :class:`Fusion`.
-        feature_dim: D, in place of settings.
-        num_heads: of them.
+    Args: see :class:`TokenFusion`.
     """
 
     Config = HierarchicalConfig
 
-    def __init__(
-        self,
-        config: HierarchicalConfig | int | None = None,
-        vision: Pictured | None = None,
-        num_cameras: int = 0,
-        text: TextEncoder | None = None,
-        state_dim: int = 0,
-        sensors: Mapping[str, SensorSizes] | None = None,
-        *,
-        feature_dim: int = 256,
-        num_heads: int = 8,
-    ) -> None:
-        alone = not isinstance(config, HierarchicalConfig)
-        if not isinstance(config, HierarchicalConfig):
-            width = feature_dim if config is None else config
-            config = HierarchicalConfig(embed_dim=width, num_heads=num_heads)
-        width = config.embed_dim
-        super().__init__(config, vision, num_cameras, text, state_dim, sensors, width=width)
+    def build(self, config: HierarchicalConfig) -> None:
+        """See :meth:`TokenFusion.build`."""
         self.of_scene = config.scene
-        in_space = alone or any(name in self.of_scene for name in sensors or ())
+        in_space = self.is_for_tensors or any(name in self.of_scene for name in self.from_sensors)
         self.scene = SceneTokens(config) if in_space else None
         self.blocks = _blocks(config, config.num_layers)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(self.dim)
         init_transformer(self.blocks)
         if self.scene is not None:
             init_transformer(self.scene.blocks)

@@ -5,6 +5,7 @@ Shapes: B batch, V cameras, N tokens of a picture, L of an instruction, D width.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,24 +30,35 @@ class TokenFusion(Fusion):
     and behind it its tokens, with an embedding of the sensor. The summary is a learned token;
     where the vision encoder has a CLS token, the mean of all cameras' is added to it.
 
+    A subclass writes :meth:`build`. Without encoders it is a module for tensors, and may be made
+    as ``CrossModalFusion(feature_dim=256, num_heads=8)``.
+
     Args:
-        config, vision, num_cameras, text, state_dim, sensors: see :class:`Fusion`.
-        width: D.
+        config: settings, or ``feature_dim``.
+        vision, num_cameras, text, state_dim, sensors: see :class:`Fusion`.
+        feature_dim: D, in place of settings.
+        num_heads: of them.
     """
 
     def __init__(
         self,
-        config: Any,
-        vision: Pictured | None,
-        num_cameras: int,
-        text: TextEncoder | None,
-        state_dim: int,
+        config: Any = None,
+        vision: Pictured | None = None,
+        num_cameras: int = 0,
+        text: TextEncoder | None = None,
+        state_dim: int = 0,
         sensors: Mapping[str, SensorSizes] | None = None,
         *,
-        width: int,
+        feature_dim: int = 256,
+        num_heads: int = 8,
     ) -> None:
         super().__init__(config, vision, num_cameras, text, state_dim, sensors)
-        self.dim = width
+        #: made without settings, for :meth:`forward` on tensors by name
+        self.is_for_tensors = not isinstance(config, self.Config)
+        if self.is_for_tensors:
+            width = feature_dim if config is None else config
+            config = self.Config.model_validate({"embed_dim": width, "num_heads": num_heads})
+        self.dim = width = config.embed_dim
         self.summary = embedding(1, 1, width)
         self.has_cls = vision is not None and vision.has_cls
         if vision is not None:
@@ -61,6 +73,11 @@ class TokenFusion(Fusion):
         self.from_sensors = nn.ModuleDict()
         for name, sensor in (sensors or {}).items():
             self.from_sensors[name] = SensorTokens(sensor, width)
+        self.build(config)
+
+    @abstractmethod
+    def build(self, config: Any) -> None:
+        """Make what is behind the tokens, at the end of ``__init__``."""
 
     def parts(self, seen: Modalities) -> dict[str, Tokens]:
         """The summary's token, then those of each modality: of the sensors by field."""

@@ -5,16 +5,14 @@ Shapes: B batch, V cameras, N tokens of a picture, L of an instruction, M all to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 from torch import nn
 
 from teamvla.models.attention import AttentionSettings, TransformerBlock
-from teamvla.models.encoders.base import TextEncoder
 from teamvla.models.features import Features, Modalities, Tokens
-from teamvla.models.fusion.base import FusionConfig, Pictured, SensorSizes
+from teamvla.models.fusion.base import FusionConfig
 from teamvla.models.fusion.tokens import TokenFusion, joined
 from teamvla.models.initialization import init_transformer
 
@@ -41,22 +39,13 @@ class TransformerFusion(TokenFusion):
 
     Config = TransformerFusionConfig
 
-    def __init__(
-        self,
-        config: TransformerFusionConfig,
-        vision: Pictured | None,
-        num_cameras: int,
-        text: TextEncoder | None,
-        state_dim: int,
-        sensors: Mapping[str, SensorSizes] | None = None,
-    ) -> None:
-        width = config.embed_dim
-        super().__init__(config, vision, num_cameras, text, state_dim, sensors, width=width)
+    def build(self, config: TransformerFusionConfig) -> None:
+        """See :meth:`TokenFusion.build`."""
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, config.num_heads, config.mlp_ratio, config.dropout)
+            TransformerBlock(self.dim, config.num_heads, config.mlp_ratio, config.dropout)
             for _ in range(config.num_layers)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(self.dim)
         init_transformer(self)
 
     def forward(self, seen: Modalities) -> Features:
