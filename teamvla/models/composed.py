@@ -21,7 +21,13 @@ from teamvla.models.encoders.base import EncoderConfig, TextEncoder, VisionBackb
 from teamvla.models.encoders.language import CharacterConfig, build_text_encoder
 from teamvla.models.encoders.sensors import SensorConfig, as_sensor
 from teamvla.models.encoders.suite import SensorSuite, StandIn, build_encoders, kept
-from teamvla.models.encoders.vision import ConvConfig, build_vision_encoder, forward_vision
+from teamvla.models.encoders.vision import (
+    THUMBNAIL,
+    ConvConfig,
+    build_vision_encoder,
+    forward_vision,
+    thumbnails,
+)
 from teamvla.models.features import Features, Modalities, Sensed, Tokens
 from teamvla.models.fusion.base import FusionConfig, Pictured
 from teamvla.models.fusion.concat import ConcatConfig
@@ -64,7 +70,9 @@ class SensingPolicy(Policy):
         state [B,S] -------> mean and deviation
         these, of earlier steps -> temporal -> recalled [B,E]
 
-    What is noticed of a step for later are the pictures, pooled, and the state.
+    What is noticed of a step for later are thumbnails of the pictures, and if wanted the state.
+    Not what the encoder makes of them: colours lie far apart in pixels, and in features that
+    nothing has yet taught to tell them apart they do not.
 
     Args:
         config, contract, statistics, loss: see :class:`teamvla.models.base.Policy`.
@@ -101,10 +109,11 @@ class SensingPolicy(Policy):
             self._build_recollection(config.temporal)
 
     def _build_recollection(self, config: TemporalConfig) -> None:
-        size, self.glance = (self.spaces.state_dim if self.feels else 0), None
-        if self.vision is not None:
-            self.glance = self.vision.pooling()
-            size += len(self.spaces.cameras) * self.vision.features
+        sees = self.vision is not None
+        self.notices_state = self.feels and (config.state or not sees)
+        size = self.spaces.state_dim if self.notices_state else 0
+        if sees:
+            size += len(self.spaces.cameras) * self.spaces.picture[0] * THUMBNAIL**2
         if not size:
             expected = "pictures or a state to remember"
             raise ConfigError("model.temporal", expected, "a policy that has neither")
@@ -114,9 +123,9 @@ class SensingPolicy(Policy):
         """What is recalled at the steps of a batch, under its name; empty without a memory."""
         if self.recollection is None:
             return {}
-        parts = [] if seen.state is None else [seen.state]
-        if self.glance is not None:
-            parts.append(self._glanced(self.glance, seen.pictures, batch))
+        parts = [seen.state] if self.notices_state and seen.state is not None else []
+        if self.vision is not None:
+            parts.append(self._glanced(batch["observations"]))
         noticed = torch.cat(parts, dim=1)
         return {RECALLED: self.recollection(noticed, batch.get(EARLIER))}
 
@@ -133,17 +142,13 @@ class SensingPolicy(Policy):
         )
         return replace(seen, sensors=self.recalled(seen, batch))
 
-    def _glanced(
-        self, glance: nn.Module, pictures: Tensor | None, batch: Mapping[str, Any]
-    ) -> Tensor:
-        """[B,V*F] of tokens of pictures; 0 where they are missing."""
-        if pictures is not None:
-            pooled: Tensor = glance(pictures).flatten(1)
-            return pooled
-        assert self.vision is not None
-        rows = next(iter(batch["observations"].values())).shape[0]
-        width = len(self.spaces.cameras) * self.vision.features
-        return torch.zeros(rows, width, device=self.device)
+    def _glanced(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Thumbnails of the pictures in a row; 0 where they are missing."""
+        if "image" in observations:
+            return thumbnails(observations["image"]).flatten(1)
+        rows = next(iter(observations.values())).shape[0]
+        size = len(self.spaces.cameras) * self.spaces.picture[0] * THUMBNAIL**2
+        return torch.zeros(rows, size, device=self.device)
 
     def _seen(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         if self.vision is None:

@@ -15,6 +15,9 @@ from torch.nn import functional
 from teamvla.models.encoders.base import EncoderConfig, VisionBackbone
 from teamvla.models.registries import ENCODER_REGISTRY
 
+#: side of a thumbnail, pixels
+THUMBNAIL = 8
+
 
 class ConvConfig(EncoderConfig):
     """Settings of :class:`ConvEncoder`."""
@@ -138,6 +141,13 @@ def scale_images(images: Tensor) -> Tensor:
     factor = 2 / 255 if images.dtype == torch.uint8 else 2.0
     floats = images.contiguous(memory_format=torch.channels_last).to(torch.float32)
     return floats.mul_(factor).sub_(1) if images.dtype == torch.uint8 else floats * factor - 1
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """Pictures [...,C,H,W], as for :func:`forward_vision`, to [...,C,8,8] in [-1, 1]."""
+    flat = scale_images(images.flatten(0, -4))
+    small = functional.adaptive_avg_pool2d(flat, THUMBNAIL)
+    return small.reshape(*images.shape[:-2], THUMBNAIL, THUMBNAIL)
 
 
 def middle_of_first(pixels: float, stride: int) -> float:

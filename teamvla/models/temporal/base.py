@@ -19,6 +19,9 @@ class TemporalConfig(Settings):
     """Settings that everything temporal shares; ``type`` decides whose are the others."""
 
     type: str = Field(description="Name of the temporal part.")
+    state: bool = Field(
+        default=True, description="Whether the state is noticed; without pictures it always is."
+    )
 
 
 class Temporal(nn.Module, ABC):

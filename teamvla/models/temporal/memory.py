@@ -22,6 +22,9 @@ class MemoryConfig(TemporalConfig):
     """Settings of :class:`MemoryBuffer`."""
 
     type: Literal["memory"] = Field(default="memory", description="A memory of the episode.")
+    state: bool = Field(
+        default=False, description="Whether the state is noticed; without pictures it always is."
+    )
     embed_dim: int = Field(default=64, ge=1, description="Width of an entry.")
     num_heads: int = Field(default=4, ge=1, description="Attention heads; divides embed_dim.")
     stride: int = Field(default=4, ge=1, description="Steps that make one entry.")
