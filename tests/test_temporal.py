@@ -231,3 +231,23 @@ def test_training_forgets_entries_at_random() -> None:
     assert not torch.equal(part(features, actions), part(features, actions))
     part.eval()
     assert torch.equal(part(features, actions), part(features, actions))
+
+
+@either
+def test_training_may_learn_from_a_few_steps_and_remember_them_all(
+    temporal: dict[str, Any],
+) -> None:
+    policy, batch = _policy("single_brain", {**temporal, "steps": 2}), _sequences()
+    seen: list[int] = []
+    assert policy.vision is not None
+    policy.vision.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    policy.train().loss(batch)["loss"].backward()
+    assert seen == [2 * 2 * len(CONTRACT.cameras)]
+    torch.manual_seed(0)
+    before = policy.loss(batch)["loss"]
+    batch["observations"]["image"][:, 0] += 90  # at the first step, which all others remember
+    torch.manual_seed(0)
+    assert policy.loss(batch)["loss"] != before
+    seen.clear()
+    policy.eval().loss(batch)
+    assert seen == [10 * len(CONTRACT.cameras)]

@@ -85,6 +85,8 @@ class Policy(Adaptable, ABC):
     """
 
     Config: ClassVar[type[PolicyConfig]]
+    #: steps of each sequence that training learns from at a time; None: all
+    steps_learned: int | None = None
     #: sizes that it is made for when neither a contract nor they are given
     SIZES: ClassVar[Mapping[str, int]] = {}
 
@@ -158,7 +160,7 @@ class Policy(Adaptable, ABC):
             and its parts, ``action_mse`` and ``action_mae``.
         """
         sequences, steps = unfolded(batch)
-        features = self._features(steps, sequences, batch.get("actions"))
+        features = self._features(steps, sequences, batch)
         output = self._outputs(features)
         predicted = output["predicted_actions"]
         if sequences is not None:
@@ -178,8 +180,8 @@ class Policy(Adaptable, ABC):
                 sequences, as ``dataset.sequence_length`` makes the loader give them: S steps
                 behind B everywhere but in ``language``, and ``observation_is_pad`` [B,S].
         """
-        sequences, steps = unfolded(batch)
-        features = self._features(steps, sequences, batch["actions"])
+        sequences, steps = unfolded(batch, self.steps_learned if self.training else None)
+        features = self._features(steps, sequences, batch)
         return self._loss(features, steps)
 
     def _outputs(self, features: Sequence[Features]) -> dict[str, Any]:
@@ -195,18 +197,20 @@ class Policy(Adaptable, ABC):
         }
 
     def _features(
-        self, steps: Mapping[str, Any], sequences: Sequences | None, actions: Tensor | None
+        self, steps: Mapping[str, Any], sequences: Sequences | None, batch: Mapping[str, Any]
     ) -> list[Features]:
         """Features of steps, which a policy that remembers knows to come one behind another.
 
-        Without ``actions`` [B,S,K,D] in contract units, it is as if all had been 0.
+        Without ``actions`` [B,S,K,D] in a batch of sequences, it is as if all had been 0.
         """
         if sequences is not None:
             size = (*sequences.there.shape, self.spaces.action_dim)
             commands = torch.zeros(size, device=self.device)
-            if actions is not None:
-                commands = self.normalizer.normalize_actions(actions[:, :, 0].float())
-            steps = {**steps, EARLIER: Earlier(sequences, commands)}
+            if "actions" in batch:
+                commands = self.normalizer.normalize_actions(batch["actions"][:, :, 0].float())
+            is_pad = batch["observation_is_pad"]
+            earlier = Earlier(sequences, commands, batch["observations"], is_pad)
+            steps = {**steps, EARLIER: earlier}
         return self.encode(steps)
 
     def _loss(self, features: Sequence[Features], steps: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -269,7 +273,7 @@ class Policy(Adaptable, ABC):
             ContractError: the observation is not what the policy was made for.
         """
         batch = batch_of(obs, language, self._contract, self.device, self._last_action)
-        features = self._features(batch, None, None)
+        features = self._features(batch, None, batch)
         return self.normalizer.denormalize_actions(self._sample(features, generator))
 
     def predict(

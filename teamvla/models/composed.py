@@ -118,16 +118,22 @@ class SensingPolicy(Policy):
             expected = "pictures or a state to remember"
             raise ConfigError("model.temporal", expected, "a policy that has neither")
         self.recollection = Recollection(config, size, self.spaces.action_dim)
+        self.steps_learned = config.steps
 
-    def recalled(self, seen: Modalities, batch: Mapping[str, Any]) -> dict[str, Sensed]:
+    def recalled(self, batch: Mapping[str, Any]) -> dict[str, Sensed]:
         """What is recalled at the steps of a batch, under its name; empty without a memory."""
         if self.recollection is None:
             return {}
-        parts = [seen.state] if self.notices_state and seen.state is not None else []
+        after = batch.get(EARLIER)
+        return {RECALLED: self.recollection(self._noticed, batch["observations"], after)}
+
+    def _noticed(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """What is noticed of steps for later [N,C]."""
+        state = self._felt(observations) if self.notices_state else None
+        parts = [] if state is None else [state]
         if self.vision is not None:
-            parts.append(self._glanced(batch["observations"]))
-        noticed = torch.cat(parts, dim=1)
-        return {RECALLED: self.recollection(noticed, batch.get(EARLIER))}
+            parts.append(self._glanced(observations))
+        return torch.cat(parts, dim=1)
 
     def perceive(self, batch: Mapping[str, Any]) -> Modalities:
         """What the encoders make of a batch; None where the policy has no such input.
@@ -140,7 +146,7 @@ class SensingPolicy(Policy):
         seen = Modalities(
             self._seen(observations), self._read(batch, rows), self._felt(observations)
         )
-        return replace(seen, sensors=self.recalled(seen, batch))
+        return replace(seen, sensors=self.recalled(batch))
 
     def _glanced(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Thumbnails of the pictures in a row; 0 where they are missing."""

@@ -182,7 +182,7 @@ class MultiSensorVLA(ComposedPolicy):
             mend = "It takes a contract with this target and model.trajectory_weight above 0."
             raise ContractError("policy", expected, "one that does not", mend)
         batch = batch_of(obs, language, self._contract, self.device, self._last_action)
-        features: list[Features] = self._features(batch, None, None)
+        features: list[Features] = self._features(batch, None, batch)
         predicted: Tensor = self.trajectory(features[0].summary)
         return predicted
 

@@ -15,20 +15,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequences:
-    """Which steps of a batch of sequences are there: bool [B,S]; others are padding."""
+    """Which steps of a batch of sequences are looked at: bool [B,S]; not padding, at least."""
 
     there: Tensor
 
     @staticmethod
-    def of(batch: Mapping[str, Any]) -> Sequences | None:
-        """Those of a batch as the loader gives it; None if it has single steps."""
-        is_pad = batch.get("observation_is_pad")
-        return None if is_pad is None else Sequences(~is_pad)
+    def of(batch: Mapping[str, Any], count: int | None = None) -> Sequences | None:
+        """Those of a batch as the loader gives it; None if it has single steps.
 
-    @staticmethod
-    def single(rows: int, device: torch.device) -> Sequences:
-        """Of one step each, [rows,1]."""
-        return Sequences(torch.ones(rows, 1, dtype=torch.bool, device=device))
+        Args:
+            count: so many steps of each sequence at most, drawn at random; None: all.
+        """
+        is_pad = batch.get("observation_is_pad")
+        if is_pad is None:
+            return None
+        if count is None or count >= is_pad.shape[1]:
+            return Sequences(~is_pad)
+        drawn = torch.rand(is_pad.shape, device=is_pad.device).masked_fill(is_pad, 2.0)
+        first = drawn.topk(count, dim=1, largest=False).indices
+        return Sequences(torch.zeros_like(is_pad).scatter(1, first, value=True) & ~is_pad)
 
     def steps(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The same batch as steps that are there: [B,S,...] is [N,...] everywhere."""
@@ -69,7 +74,13 @@ class Sequences:
         return value
 
 
-def unfolded(batch: Mapping[str, Any]) -> tuple[Sequences | None, Mapping[str, Any]]:
-    """The sequences of a batch, if it has any, and the steps of it that are there."""
-    sequences = Sequences.of(batch)
+def unfolded(
+    batch: Mapping[str, Any], count: int | None = None
+) -> tuple[Sequences | None, Mapping[str, Any]]:
+    """The sequences of a batch, if it has any, and the steps of it that are looked at.
+
+    Args:
+        count: see :meth:`Sequences.of`.
+    """
+    sequences = Sequences.of(batch, count)
     return sequences, batch if sequences is None else sequences.steps(batch)

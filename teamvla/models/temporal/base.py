@@ -19,6 +19,12 @@ class TemporalConfig(Settings):
     """Settings that everything temporal shares; ``type`` decides whose are the others."""
 
     type: str = Field(description="Name of the temporal part.")
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps of each sequence that training learns from at a time, drawn anew; null: "
+        "all. What is noticed of the others is remembered, and they are not encoded.",
+    )
     state: bool = Field(
         default=True, description="Whether the state is noticed; without pictures it always is."
     )

@@ -6,6 +6,7 @@ of a step, E of what is recalled, A numbers of a command.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,18 @@ EARLIER = "earlier"
 
 @dataclass(frozen=True)
 class Earlier:
-    """What the steps of a batch come after: each other, in sequences, with commands [B,S,A]."""
+    """What the steps of a batch come after: each other, in sequences.
+
+    Attributes:
+        sequences: which of their steps are in the batch.
+        commands: [B,S,A], of all steps.
+        observations: of all steps [B,S,...], and ``is_pad`` bool [B,S] of those that are none.
+    """
 
     sequences: Sequences
     commands: Tensor
+    observations: Mapping[str, Tensor]
+    is_pad: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,27 +68,37 @@ class Recollection(nn.Module):
         self.dim = self.output_dim = self.part.dim
         self.reset()
 
-    def forward(self, noticed: Tensor, after: Earlier | NextTick | None) -> Sensed:
-        """What is recalled at N steps [N,C].
+    def forward(
+        self,
+        notice: Callable[[Mapping[str, Tensor]], Tensor],
+        observations: Mapping[str, Tensor],
+        after: Earlier | NextTick | None,
+    ) -> Sensed:
+        """What is recalled at N steps.
 
         Args:
+            notice: observations of N steps to what is noticed of them [N,C].
+            observations: of the N steps.
             after: what they come after; None: nothing, each is the first of an episode.
         """
-        if isinstance(after, NextTick):
+        if isinstance(after, Earlier):
+            recalled = self._in_sequences(notice, after)
+        elif isinstance(after, NextTick):
+            noticed = notice(observations)
             recalled, self._state = self.part.step(self._state, noticed, after.command)
         else:
-            recalled = self._in_sequences(noticed, after or self._nothing(noticed))
+            noticed = notice(observations).unsqueeze(1)
+            recalled = self.part(noticed, noticed.new_zeros(len(noticed), 1, self.action_dim))[:, 0]
         return Sensed(recalled, Tokens.full(recalled.unsqueeze(1)))
 
-    def _in_sequences(self, noticed: Tensor, after: Earlier) -> Tensor:
+    def _in_sequences(
+        self, notice: Callable[[Mapping[str, Tensor]], Tensor], after: Earlier
+    ) -> Tensor:
+        there = Sequences(~after.is_pad)
+        noticed = there.place(notice({k: there.pick(v) for k, v in after.observations.items()}))
         commands = after.commands
         before = torch.cat([torch.zeros_like(commands[:, :1]), commands[:, :-1]], dim=1)
-        placed = after.sequences.place(noticed)
-        return after.sequences.pick(self.part(placed, before.to(placed.dtype)))
-
-    def _nothing(self, noticed: Tensor) -> Earlier:
-        sequences = Sequences.single(len(noticed), noticed.device)
-        return Earlier(sequences, noticed.new_zeros(len(noticed), 1, self.action_dim))
+        return after.sequences.pick(self.part(noticed, before.to(noticed.dtype)))
 
     def reset(self) -> None:
         """Begin a new episode."""
