@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from teamvla.cli.app import run
 from teamvla.config import Project
 from teamvla.registry import Registry
 
@@ -58,3 +60,20 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_project(lift_root: Path) -> Project:
     """A training on :func:`lift_root` that takes seconds."""
     return Project.load("train_bc", SMALL).replace("dataset", roots=[str(lift_root)])
+
+
+class Shell:
+    """Runs commands in one folder and remembers what they answered."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *words: str | Path, code: int = 0) -> dict:
+        assert run([*map(str, words), "--json", "-q"]) == code
+        return json.loads(self._capsys.readouterr().out)
+
+
+@pytest.fixture
+def shell(capsys, tmp_path, monkeypatch) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    return Shell(capsys)

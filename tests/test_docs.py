@@ -47,8 +47,9 @@ from teamvla.sim.tasks import TASKS, TwoArmTaskConfig
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "README.md"
 FORMATS, CODES_PAGE, PYTHON = (ROOT / "docs" / f"{n}.md" for n in ("formats", "codes", "python"))
-ROBOT, RECORDING, SIMULATION, MODELS_PAGE = (
-    ROOT / "docs" / f"{n}.md" for n in ("your_robot", "recording", "simulation", "models")
+ROBOT, RECORDING, SIMULATION, MODELS_PAGE, WORLD = (
+    ROOT / "docs" / f"{n}.md"
+    for n in ("your_robot", "recording", "simulation", "models", "world_model")
 )
 DOCS = [ROOT / "README.md", CONFIGS, *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -432,7 +433,9 @@ def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint(small_pro
 
 
 @pytest.mark.parametrize(
-    "page", [PYTHON, FORMATS, ROBOT, RECORDING, SIMULATION, MODELS_PAGE], ids=lambda page: page.name
+    "page",
+    [PYTHON, FORMATS, ROBOT, RECORDING, SIMULATION, MODELS_PAGE, WORLD],
+    ids=lambda page: page.name,
 )
 @pytest.mark.usefixtures("registries")  # what a page registers is known to it alone
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):

@@ -14,23 +14,6 @@ SETTINGS = [part for item in SMALL for part in ("--set", item)]
 PICTURES = SETTINGS[:4]
 
 
-class Shell:
-    """Runs commands in one folder and remembers what they answered."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *words: str | Path, code: int = 0) -> dict:
-        assert run([*map(str, words), "--json", "-q"]) == code
-        return json.loads(self._capsys.readouterr().out)
-
-
-@pytest.fixture
-def shell(capsys, tmp_path, monkeypatch) -> Shell:
-    monkeypatch.chdir(tmp_path)
-    return Shell(capsys)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, lift_root) -> Path:
     """The best checkpoint of a small training through the command line."""

@@ -47,10 +47,12 @@ class PolicyFromCheckpoint:
         own = config_of(read_header(self.path))
         project = own.override(self.overrides)
         before, after = (p.section("model", PolicyConfig) for p in (own, project))
-        if before != after.model_copy(update={"execution": before.execution}):
+        free = before.ADJUSTABLE
+        if before != after.model_copy(update={name: getattr(before, name) for name in free}):
+            named = " and ".join(f"model.{name}" for name in free)
             raise ConfigError(
-                "--set model", "a change of model.execution at most", "another model",
-                "What was trained cannot be changed; how it is executed can.",
+                "--set model", f"a change of {named} at most", "another model",
+                "What was trained cannot be changed; how it acts can.",
             )  # fmt: skip
         return project
 
@@ -63,7 +65,7 @@ class PolicyFromCheckpoint:
         """The policy; ContractError if it means something else than ``env`` by its numbers."""
         policy, _ = load_policy(self.path, self.device)
         policy.contract.require(env.contract, str(self.path), "the simulator")
-        policy.set_execution(self.project().section("model", PolicyConfig).execution)
+        policy.adjust(self.project().section("model", PolicyConfig))
         actor: Actor = OnOneThread(policy)
         actor = Blind(actor) if self.blind else actor
         return Deaf(actor) if self.deaf else actor

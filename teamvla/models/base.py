@@ -50,6 +50,16 @@ class PolicyConfig(Settings):
     execution: ExecutionConfig = ExecutionConfig()
     adaptation: AdaptationConfig = AdaptationConfig()
 
+    #: what may differ between training and evaluation; see :meth:`Policy.adjust`
+    ADJUSTABLE: ClassVar[tuple[str, ...]] = ("execution",)
+    #: what ``dataset.fields`` must have for it to be trained
+    NEEDED_FIELDS: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def learns_from_sequences(self) -> str | None:
+        """Why samples must be sequences of steps, or None where single steps will do."""
+        return None
+
     @model_validator(mode="before")
     @classmethod
     def _over_defaults(cls, data: Any) -> Any:
@@ -323,6 +333,15 @@ class Policy(Adaptable, ABC):
         if self.recollection is not None:
             self.recollection.reset()
         self._last_action = None
+
+    def probe(self, batch: Mapping[str, Any]) -> Tensor:
+        """What loading a checkpoint computes again, to prove that it is the policy saved."""
+        predicted: Tensor = self.forward(batch)["predicted_actions"]
+        return predicted
+
+    def adjust(self, config: PolicyConfig) -> None:
+        """Go by those settings of ``config`` that are ``ADJUSTABLE``, and begin a new episode."""
+        self.set_execution(config.execution)
 
     def set_execution(self, execution: ExecutionConfig) -> None:
         """Execute chunks differently from now on, and begin a new episode."""

@@ -61,6 +61,11 @@ class SensingConfig(PolicyConfig):
         TemporalConfig | None, ByType(TEMPORAL_REGISTRY, "memory", optional=True)
     ] = Field(default=None, description="What is known of earlier steps; null: nothing.")
 
+    @property
+    def learns_from_sequences(self) -> str | None:
+        """A policy that remembers needs what comes before."""
+        return None if self.temporal is None else "model.temporal looks back"
+
 
 class SensingPolicy(Policy):
     """Base of policies that see, read and feel through encoders chosen by configuration.

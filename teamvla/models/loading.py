@@ -242,9 +242,9 @@ def _answer(policy: Policy, observations: dict[str, Any], language: list[str]) -
         "language": language,
     }
     with torch.inference_mode(), one_thread():
-        actions: torch.Tensor = policy.forward(batch)["predicted_actions"]
+        answer = policy.probe(batch)
     policy.train(training)
-    return np.asarray(actions.float().cpu())
+    return np.asarray(answer.float().cpu())
 
 
 def _check_probe(policy: Policy, header: Header, arrays: Tensors) -> None:

@@ -36,6 +36,7 @@ MODELS: Registry[type[nn.Module]] = Registry(
         "smolvla": "teamvla.models.smolvla.wrapper:SmolVLAWrapper",
         "vla": "teamvla.models.vla:VLAPolicy",
         "vla_model": "teamvla.models.vla_model:VLAModel",
+        "world_model": "teamvla.models.world.world_model:WorldModel",
     },
     "teamvla.models",
     _PAGE,

@@ -17,7 +17,6 @@ from teamvla.data import IndexConfig, build_index
 from teamvla.data.dataloader import DatasetConfig, MultiTaskDataset, make_dataloader
 from teamvla.errors import ConfigError
 from teamvla.models.base import PolicyConfig
-from teamvla.models.composed import SensingConfig
 from teamvla.models.device import resolve_device
 from teamvla.models.encoders.words import instruction_words
 from teamvla.models.losses import LossConfig, require_geometry
@@ -106,11 +105,16 @@ def _dataset_config(project: Project) -> DatasetConfig:
             "dataset.chunk_size", f"model.chunk_size = {model.chunk_size}",
             str(config.chunk_size), "Set both to the same.",
         )  # fmt: skip
-    remembers = isinstance(model, SensingConfig) and model.temporal is not None
-    if remembers and config.sequence_length is None:
+    reason = model.learns_from_sequences
+    if reason and config.sequence_length is None:
         raise ConfigError(
-            "dataset.sequence_length", "a number of steps, as model.temporal looks back", "null",
+            "dataset.sequence_length", f"a number of steps, as {reason}", "null",
             "Set it to the steps of an episode, and dataset.batch_size to a few sequences.",
+        )  # fmt: skip
+    if missing := {*model.NEEDED_FIELDS} - {*config.fields}:
+        raise ConfigError(
+            "dataset.fields", f"{', '.join(sorted(missing))} too, for model {model.type!r}",
+            ", ".join(config.fields),
         )  # fmt: skip
     return config
 
