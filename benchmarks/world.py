@@ -48,7 +48,7 @@ MIXTURE: dict[str, tuple[int, int, str | None, int]] = {
 #: the same, of seeds of their own, to look at predictions
 HELD_OUT = {name: (max(6, n // 10), seed + 10, *rest) for name, (n, seed, *rest) in MIXTURE.items()}
 CONTEXT = 5  # steps that the model sees before it must go on alone
-AHEAD = (5, 15, 45, 225)  # control steps
+AHEAD = (5, 15, 25, 45, 75, 225)  # control steps
 PLANNERS = ("shooting", "mppi", "cem")  # the others are compared with the first
 
 

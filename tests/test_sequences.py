@@ -89,7 +89,7 @@ def test_tasks_limits_and_instructions_count_sequences(root: Path) -> None:
     few = opened(root, sequence_length=4, tasks=["lift"], limit_per_task=1)
     assert [few.where(row)[1] for row in range(len(few))] == [0, 4]
     assert few.instructions == ["lift e0 0", "lift e0 4"]
-    assert "2 sequences, tasks lift; image uint8[4, 2, 3, 8, 10]" in repr(few)
+    assert "2 sequences of 4 steps, tasks lift; image uint8[4, 2, 3, 8, 10]" in repr(few)
     with pytest.raises(IndexError, match="the dataset has 2"):
         few[2]
 

@@ -100,6 +100,14 @@ class MultiTaskDataset:
     def __len__(self) -> int:
         return len(self._samples)
 
+    @property
+    def size(self) -> str:
+        """How many samples there are, and of what: ``1200 steps``, ``15 sequences of 80 steps``."""
+        length = self.config.sequence_length
+        if length is None:
+            return f"{len(self)} steps"
+        return f"{len(self)} sequences of {length} steps"
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One sample: a batch without its first axis."""
         batch: dict[str, Any] = _first(self.__getitems__([index]))
@@ -227,10 +235,8 @@ class MultiTaskDataset:
 
     def __repr__(self) -> str:
         names = np.unique(self.index.episodes["task"][self.episodes])
-        length = self.config.sequence_length
-        samples = f"{len(self)} steps" if length is None else f"{len(self)} sequences"
         return (
-            f"MultiTaskDataset({self.config.split}: {len(self.episodes)} episodes, {samples}, "
+            f"MultiTaskDataset({self.config.split}: {len(self.episodes)} episodes, {self.size}, "
             f"tasks {', '.join(name.decode() for name in names)}; {', '.join(self._shapes())})"
         )
 

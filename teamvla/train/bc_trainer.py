@@ -91,9 +91,8 @@ def _describe(run: Run) -> str:
     parts = ", ".join(model[name]["type"] for name in PARTS if model.get(name))
     name = f"{policy.config.type} ({parts})" if parts else policy.config.type
     precision = "bf16 autocast" if run.learner.autocast else "fp32"
-    steps = len(run.train_loader.dataset)
     return (
-        f"{name}, {size} on {steps} steps, {run.learner.device}, "
+        f"{name}, {size} on {run.train_loader.dataset.size}, {run.learner.device}, "
         f"{precision}, {torch.get_num_threads()} threads, in {run.folder}"
     )
 
