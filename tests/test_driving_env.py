@@ -17,6 +17,8 @@ from pydantic import ValidationError
 
 from teamvla.errors import SimulationError
 from teamvla.sim.driving.env import DrivingEnv
+from teamvla.sim.driving.planner import CRUISE, speed_limit
+from teamvla.sim.driving.roads import EAST_INNER, route
 from teamvla.sim.driving.task import DrivingConfig, DrivingTask
 from teamvla.sim.tasks import TASKS, TaskConfig
 
@@ -273,3 +275,10 @@ def test_the_picture_from_above_shows_the_lines_wherever_the_ego_is() -> None:
             row = round(119.5 - (line - north) / 0.25)
             painted = dark[row - 1 : row + 2].max(axis=0) > 105  # asphalt has 79
             assert 30 < painted.sum() < 200
+
+
+@pytest.mark.parametrize("name", ["keep_lane", "turn_left"])
+def test_who_drives_on_beyond_the_end_of_a_route_meets_no_bend(name: Any) -> None:
+    way = route(name, EAST_INNER)
+    end = float(np.linalg.norm(np.diff(way.points, axis=0), axis=1).sum())
+    assert speed_limit(way, end + 5.0) == CRUISE
