@@ -128,7 +128,7 @@ class Route:
         return nearest * _SPACING_M, aside, self.headings[nearest]
 
     def bend_ahead(self, from_m: float, length_m: float) -> FloatArray:
-        """Absolute curvature of the samples in an interval; 0 beyond the end, where it is straight."""
+        """Absolute curvature of the samples in an interval; beyond the end it goes straight on."""
         first = max(0, int(from_m / _SPACING_M))
         samples = self.curvature[first : first + 1 + int(length_m / _SPACING_M)]
         return np.abs(samples) if len(samples) else np.zeros(1)
