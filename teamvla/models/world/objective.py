@@ -35,7 +35,7 @@ class WorldLossConfig(Settings):
     overshooting: float = Field(
         default=1.0,
         ge=0,
-        description="All but KL again, after steps that were not seen; pictures after the last.",
+        description="All but pictures and KL again, after steps that were not seen.",
     )
     unseen_steps: int = Field(default=15, ge=1, description="overshooting: how many steps.")
 
@@ -122,7 +122,7 @@ def _overshooting(
     """The same of states that were imagined, from beliefs all along the sequence.
 
     As a planner asks for them (observation overshooting: PlaNet, arXiv 1811.04551, appendix).
-    Of pictures only the last: those of so many states would cost more than all the rest.
+    Pictures are left out: of so many states they would cost more than all the rest.
     """
     config: WorldLossConfig = model.config.loss
     steps, total = config.unseen_steps, seen.there.shape[1]
@@ -139,10 +139,6 @@ def _overshooting(
     for name, vector in model.decoder.vectors.items():
         off = vector(states.features).float() - pick(observed[name], later, steps)
         parts[name] = _mean(off.square().sum(-1), there)
-    if "image" in observed:
-        end = states.map(lambda part: part[:, -1:])
-        image = pick(observed["image"], [at + steps for at in starts], 1)
-        parts |= _decoding(model.decoder, end, {"image": image}, there[:, -1:])
     return parts
 
 
