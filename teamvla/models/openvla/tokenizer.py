@@ -110,7 +110,7 @@ def tokenizer_bytes(folder: Path) -> bytes:
     """``tokenizer.json`` of a published model; InputError if it has none."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        mend = "Fetch it together with the weights."
+        mend = "Fetch it with the weights; SmolVLA's is that of the SmolVLM2 it was made of."
         raise InputError(str(path), "the tokenizer of a published model", "no such file", mend)
     return path.read_bytes()
 
