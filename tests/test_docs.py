@@ -9,6 +9,7 @@ import types
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -51,7 +52,14 @@ ROBOT, RECORDING, SIMULATION, MODELS_PAGE, WORLD = (
     ROOT / "docs" / f"{n}.md"
     for n in ("your_robot", "recording", "simulation", "models", "world_model")
 )
+PRETRAINED, SENSORS, MEMORY = (
+    ROOT / "docs" / f"{n}.md" for n in ("pretrained", "sensors", "memory")
+)
 DOCS = [ROOT / "README.md", CONFIGS, *sorted((ROOT / "docs").glob("*.md"))]
+needs_extra = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("transformers", "peft")),
+    reason="the extra `pretrained` is not installed",
+)
 
 
 @dataclass(frozen=True)
@@ -434,7 +442,18 @@ def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint(small_pro
 
 @pytest.mark.parametrize(
     "page",
-    [PYTHON, FORMATS, ROBOT, RECORDING, SIMULATION, MODELS_PAGE, WORLD],
+    [
+        PYTHON,
+        FORMATS,
+        ROBOT,
+        RECORDING,
+        SIMULATION,
+        MODELS_PAGE,
+        SENSORS,
+        MEMORY,
+        WORLD,
+        pytest.param(PRETRAINED, marks=needs_extra),
+    ],
     ids=lambda page: page.name,
 )
 @pytest.mark.usefixtures("registries")  # what a page registers is known to it alone

@@ -34,8 +34,8 @@ class PointCloudConfig(SensorConfig):
     max_points: int | None = Field(
         default=None,
         ge=1,
-        description="Points left of more: at random in training, else evenly among their "
-        "numbers; null: all.",
+        description="Points left of more: at random in training, else evenly among near and far "
+        "ones; null: all.",
     )
     centers: tuple[int, int] = Field(default=(128, 32), description="Groups of each level.")
     radii: tuple[float, float] = Field(default=(4.0, 12.0), description="Of a group, m.")
@@ -153,9 +153,8 @@ class PointCloudEncoder(SensorEncoder):
         -> [B,F]
 
     PointNet++ (Qi et al. 2017, arXiv 1706.02413) with norms of each point's channels, and
-    centres and groups that do not depend on the points' order; thinning in evaluation is the
-    one thing that does. A token also tells where its group is. A cloud without points gives
-    the vector of an empty scene, which is learned.
+    centres and groups that do not depend on the points' order. A token also tells where its
+    group is. A cloud without points gives the vector of an empty scene, which is learned.
 
     Args:
         input_dim: C; the first three are x, y, z in m. ``scale`` divides the others, and the
