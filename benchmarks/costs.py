@@ -25,7 +25,8 @@ from models import make_batch, training_step
 
 from teamvla.config import Project, shipped_configs
 from teamvla.contract import Contract
-from teamvla.models.base import Policy, PolicyConfig, build_policy
+from teamvla.models.base import Policy, PolicyConfig
+from teamvla.models.building import build_policy
 from teamvla.models.device import one_thread
 from teamvla.sim import make_env
 from teamvla.sim.tasks import TaskConfig

@@ -12,6 +12,7 @@ FDE of the waypoints, on recordings of other episodes), and to drive themselves.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -179,35 +180,58 @@ def _mean(episodes: Sequence[np.ndarray]) -> list[float]:
 
 
 def _line(found: dict[str, Any]) -> str:
-    low, high = (round(100 * bound) for bound in found["interval_95"])
-    ade, fde = (f"{found[kind][0]:.2f} +-{found[kind][1]:.2f}" for kind in ("ade", "fde"))
     share = 100 * found["ade"][0] / found["steady_ade"][0]
     return (
-        f"ADE {ade}, FDE {fde} m, {share:.0f} % of constant velocity; "
-        f"{found['successes']}/{found['episodes']} [{low}, {high}]; "
-        f"{found['collisions']} collisions in {found['km']:.1f} km"
+        f"ADE {_error('ade', found)}, FDE {_error('fde', found)} m, {share:.0f} % of constant "
+        f"velocity; {_route_success(found)}; {found['collisions']} collisions in "
+        f"{found['km']:.1f} km"
     )
 
 
 def _table(out: Path) -> str:
-    """Markdown: a line per row and situation."""
-    head = ("row", "situation", "ADE, m", "FDE, m", "of constant velocity's ADE", "route success",
-            "collisions", "per km")  # fmt: skip
-    lines = [list(head), ["---"] * len(head)]
-    for name in ROWS:
-        row = _read(out / name / "row.json") or {"evaluations": {}}
-        for situation, found in row["evaluations"].items():
-            if "episodes" not in found:
-                continue
-            low, high = (round(100 * bound) for bound in found["interval_95"])
-            errors = (f"{found[kind][0]:.2f} ± {found[kind][1]:.2f}" for kind in ("ade", "fde"))
-            lines.append([
-                name, situation, *errors,
-                f"{100 * found['ade'][0] / found['steady_ade'][0]:.0f} %",
-                f"{found['successes']}/{found['episodes']} [{low}, {high}]",
-                str(found["collisions"]), f"{found['collisions'] / found['km']:.2f}",
-            ])  # fmt: skip
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    """Markdown: a table for each figure, a line per row and a column per situation."""
+    rows = {name: (_read(out / name / "row.json") or {"evaluations": {}}) for name in ROWS}
+    found = {name: row["evaluations"] for name, row in rows.items() if row["evaluations"]}
+    blank = " | ".join(["---"] * (1 + len(SITUATIONS)))
+    lines = []
+    for figure, cell in _FIGURES.items():
+        lines += [f"| {figure} | {' | '.join(SITUATIONS)} |", f"| {blank} |"]
+        for name, situations in found.items():
+            cells = (cell(situations[s]) if s in situations else "" for s in SITUATIONS)
+            lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+        if figure in _STEADY:  # the same for every row
+            situations = next(iter(found.values()))
+            cells = (_error(_STEADY[figure], situations[s]) for s in SITUATIONS if s in situations)
+            lines.append(f"| constant velocity | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _error(kind: str, found: dict[str, Any]) -> str:
+    return f"{found[kind][0]:.2f} ± {found[kind][1]:.2f}"
+
+
+def _route_success(found: dict[str, Any]) -> str:
+    low, high = (round(100 * bound) for bound in found["interval_95"])
+    return f"{found['successes']}/{found['episodes']} [{low}, {high}]"
+
+
+def _collisions_per_km(found: dict[str, Any]) -> str:
+    """With a 95 % interval of their rate, as of a Poisson variable (square roots, +-0.98)."""
+    count, km = found["collisions"], found["km"]
+    low = max(0.0, math.sqrt(count) - 0.98) ** 2 / km
+    high = (math.sqrt(count + 1) + 0.98) ** 2 / km
+    return f"{count / km:.1f} [{low:.1f}, {high:.1f}]"
+
+
+#: heading of a table -> what its cells say of a row in a situation
+_FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "ADE, m": partial(_error, "ade"),
+    "FDE, m": partial(_error, "fde"),
+    "route success": _route_success,
+    "collisions per km": _collisions_per_km,
+}
+_STEADY = {"ADE, m": "steady_ade", "FDE, m": "steady_fde"}
 
 
 def main() -> None:

@@ -34,7 +34,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from teamvla.config import Project
-from teamvla.models.base import Policy, PolicyConfig, build_policy
+from teamvla.models.base import Policy, PolicyConfig
+from teamvla.models.building import build_policy
 from teamvla.models.losses import LossConfig
 from teamvla.sim import make_env
 from teamvla.sim.tasks import TaskConfig

@@ -43,8 +43,8 @@ def driving_contract() -> Contract:
     return driving_env().contract
 
 
-def driving_policy(config: PolicyConfig) -> Policy:
-    return build_policy(config, driving_contract(), STATISTICS, LossConfig()).eval()
+def driving_policy(config: PolicyConfig, contract: Contract | None = None) -> Policy:
+    return build_policy(config, contract or driving_contract(), STATISTICS, LossConfig()).eval()
 
 
 def driving_batch(rows: int = 3, seed: int = 0, points: int = 96) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from conftest import SMALL
 
 from teamvla.checkpoint import read_checkpoint, read_header
 from teamvla.cli.app import run as run_command
-from teamvla.config import Project
+from teamvla.config import Project, Settings
 from teamvla.errors import CheckpointError, ConfigError, InputError, MissingDependencyError
 from teamvla.models import ModelRegistry, Policy
-from teamvla.models.adaptation import frozen_names, has_lora
+from teamvla.models.adaptation import Adaptable, AdaptationConfig, frozen_names, has_lora
 from teamvla.models.loading import load_policy
 from teamvla.train import bc_trainer
 from teamvla.train.ema import WeightAverage
@@ -116,6 +116,38 @@ def test_merging_gives_a_plain_policy_that_computes_the_same():
     assert set(policy.state_dict()) == names
     assert policy.config.adaptation.lora is None
     assert trained_share(policy) == 1
+
+
+class InBF16(Adaptable):
+    """A linear layer, 8 to 8."""
+
+    class Config(Settings):
+        adaptation: AdaptationConfig = AdaptationConfig()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = self.Config()
+        self.layer = torch.nn.Linear(8, 8, dtype=torch.bfloat16)
+
+
+@needs_peft
+def test_adapters_beside_bf16_weights_learn_by_small_steps_and_merge_into_bf16():
+    torch.manual_seed(0)
+    model, rows = InBF16(), torch.randn(16, 8, dtype=torch.bfloat16)
+    model.enable_lora(r=2, alpha=4.0, target=("layer",))
+    adapters = [p for name, p in model.named_parameters() if "lora_" in name]
+    before = [adapter.clone() for adapter in adapters]
+    optimizer = torch.optim.AdamW(adapters, lr=1e-4)
+    for _ in range(6):
+        model.layer(rows).float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    same = [(new == old).float().mean() for new, old in zip(adapters, before, strict=True)]
+    assert max(same) == 0
+    answer = model.layer(rows)
+    model.merge_lora()
+    assert model.layer.weight.dtype == torch.bfloat16
+    assert (model.layer(rows) - answer).abs().max() <= answer.abs().max() / 64
 
 
 @needs_peft
@@ -374,3 +406,32 @@ def test_checkpoints_of_a_part_need_one_to_start_from(project, tmp_path):
     with pytest.raises(ConfigError, match=r"trainer\.save: .*--init-from"):
         start_run(project.override(PART), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@needs_peft
+def test_adapters_that_went_on_in_a_second_training_count_once(project, adapted, tmp_path):
+    parent = adapted / "checkpoints" / "last.ckpt"
+    run = bc_trainer.main(project.override(PART), tmp_path / "run", init_checkpoint=parent)
+    policy, _ = load_policy(run.checkpoints / "last.ckpt")  # its probe is exact
+    known = run.learner.best_weights.state_dict()
+    assert [n for n, x in policy.state_dict().items() if not torch.equal(x, known[n])] == []
+
+
+@needs_peft
+def test_a_second_training_of_adapters_continues_bit_by_bit(project, adapted, tmp_path):
+    run = start_run(project.override(PART), tmp_path / "run", adapted / "checkpoints" / "last.ckpt")
+    polls: list[int] = []
+    assert not bc_trainer.train(run, stop=lambda: bool(polls.append(1)) or len(polls) >= 3)
+    before = {name: x.clone() for name, x in run.learner.policy.state_dict().items()}
+    after = resume_run(run.folder).learner.policy.state_dict()
+    assert [name for name, x in before.items() if not torch.equal(x, after[name])] == []
+
+
+@needs_peft
+def test_other_adapters_on_adapters_count_those_in_the_weights(project, adapted, tmp_path):
+    parent = adapted / "checkpoints" / "last.ckpt"
+    other = project.override([*PART, "model.adaptation.lora.r=3"])
+    run = bc_trainer.main(other, tmp_path / "run", init_checkpoint=parent)
+    policy, _ = load_policy(run.checkpoints / "last.ckpt")
+    known = run.learner.best_weights.state_dict()
+    assert [n for n, x in policy.state_dict().items() if not torch.equal(x, known[n])] == []

@@ -13,7 +13,7 @@ from teamvla.config import Project
 from teamvla.errors import ConfigError, ContractError
 from teamvla.models import ModelRegistry, PolicyConfig, register_model
 from teamvla.models.adapter import AdaptedConfig, AdaptedModel
-from teamvla.models.base import build_policy
+from teamvla.models.building import build_policy
 from teamvla.models.loading import load_policy
 from teamvla.models.spaces import Spaces
 from teamvla.sim import make_env

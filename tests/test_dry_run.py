@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 from teamvla.cli.app import run
 from teamvla.config import Project
+from teamvla.data import IndexConfig, build_index
 from teamvla.errors import ConfigError
 from teamvla.models.base import Policy
+from teamvla.record import RecordConfig, Recorder, record
+from teamvla.sim.tasks import TaskConfig
 from teamvla.train.estimate import Estimate, estimate
 from teamvla.train.runs import open_run
 from teamvla.train.tracing import Trace, pretending, without_weights
@@ -65,6 +69,50 @@ def test_the_memory_of_a_step_is_that_of_a_real_one(kind, lift_root, tmp_path):
     told = found.memory["activations"] + found.memory["gradients"]
     assert found.unknown is None
     assert told == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize("steps", ["null", "5"])
+def test_the_memory_of_a_step_on_sequences_is_that_of_a_real_one(steps, lift_root, tmp_path):
+    sequences = ("dataset.sequence_length=20", "dataset.batch_size=2")
+    temporal = ("model.temporal.type=memory", f"model.temporal.steps={steps}")
+    project = project_of(lift_root, *sequences, *temporal, config="model/single_brain")
+    found, real = estimate(project), peak_of_a_real_step(project, tmp_path)
+    assert found.unknown is None
+    told = found.memory["activations"] + found.memory["gradients"]
+    assert told == pytest.approx(real, rel=0.15)
+
+
+def test_a_model_of_the_world_is_followed(tmp_path):
+    sets = (
+        "task.max_steps=40", "task.camera={height: 16, width: 16}", "dataset.sequence_length=20",
+        "model.senses.hidden_dim=16", "model.senses.picture_size=8", "model.rssm.deterministic=16",
+        "dataset.batch_size=2", "index.val_fraction=0",
+    )  # fmt: skip
+    project = Project.load("train_world", sets).replace("dataset", roots=[str(tmp_path / "data")])
+    task, config = project.section("task", TaskConfig), project.section("record", RecordConfig)
+    config = config.model_copy(
+        update={"expert": "teamvla.record.explorers:Wanderer", "keep_failures": True}
+    )
+    record(Recorder(task, config, tmp_path / "data", seed=0), episodes=2)
+    found, real = estimate(project), peak_of_a_real_step(project, tmp_path / "run")
+    assert found.unknown is None
+    assert found.seconds["compute"] > 0
+    told = found.memory["activations"] + found.memory["gradients"]
+    assert told == pytest.approx(real, rel=0.15)
+
+
+def test_the_host_reads_what_follows_from_no_weight_and_no_sample():
+    layer: Any = torch.nn.Linear(4, 2)
+    with pretending(layer, torch.device("cpu")) as numbers:
+        is_pad = torch.zeros(3, 5, dtype=torch.bool)
+        assert (~is_pad).sum(1).tolist() == [5, 5, 5]
+        assert 0 <= int(torch.randint(4, ())) < 4
+        is_pad[0, 2:] = True
+        with Trace(numbers=numbers):
+            assert tuple(torch.empty(3, 5, 4)[is_pad].shape) == (3, 4)
+        is_pad.copy_(torch.empty(3, 5, dtype=torch.bool))  # by now nobody knows
+        with pytest.raises(RuntimeError, match="_local_scalar_dense"):
+            int(is_pad.sum())
 
 
 def test_parameters_steps_and_standing_memory_are_those_of_the_run(lift_root, tmp_path):
@@ -142,6 +190,31 @@ def test_a_step_that_needs_its_numbers_is_told(lift_root, registries, monkeypatc
     assert "activations" not in found.memory
     assert found.seconds == {}
     assert "cannot be followed" in caplog.text
+
+
+def files_of(root: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stands", ["none", "of other settings", "of other files", "current"])
+def test_an_index_is_of_the_given_settings_and_not_written_to_the_data(lift_root, tmp_path, stands):
+    root = Path(shutil.copytree(lift_root, tmp_path / "data", ignore=lambda *_: [".index"]))
+    last = max(root.rglob("*.npz"))
+    if stands == "of other files":
+        last.rename(tmp_path / last.name)
+    if stands != "none":
+        build_index(root, config=IndexConfig(val_fraction=0.6 if "settings" in stands else 0))
+    if stands == "of other files":
+        (tmp_path / last.name).rename(last)
+    before = files_of(root)
+    project = project_of(root, "index.val_fraction=0", "dataset.batch_size=1")
+    found = estimate(project)
+    assert files_of(root) == before
+    assert found.steps_per_epoch == len(open_run(project, tmp_path / "run").train_loader)
+    assert (
+        found.steps_per_epoch
+        > estimate(project_of(lift_root, "dataset.batch_size=1")).steps_per_epoch
+    )
 
 
 def test_wrong_settings_are_refused_as_by_a_training(lift_root):

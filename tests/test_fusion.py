@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from teamvla.errors import ConfigError
+from teamvla.errors import ConfigError, ContractError
 from teamvla.models.encoders.language import CharacterConfig, build_text_encoder
 from teamvla.models.encoders.resnet import ResNetConfig
 from teamvla.models.encoders.vision import ConvConfig, build_vision_encoder
@@ -201,6 +201,23 @@ def test_the_specification_s_hierarchical_fusion_takes_tensors():
     for name in ("vision", "lidar", "radar"):
         other = fusion(**{**given, name: torch.randn_like(given[name])})
         assert (other - fused).abs().max() > 1e-3, name
+
+
+@pytest.mark.parametrize("kind", [CrossModalFusion, HierarchicalFusion])
+def test_tensors_by_position_are_vision_lidar_and_radar(kind):
+    torch.manual_seed(0)
+    fusion, parts = kind(feature_dim=32, num_heads=4).eval(), torch.randn(3, 2, 5, 32)
+    vision, lidar, radar = parts
+    by_name = fusion(vision=vision, lidar=lidar, radar=radar)
+    assert torch.equal(fusion(vision, lidar, radar), by_name)
+    assert torch.equal(fusion(vision, lidar, radar=radar), by_name)
+    for given, others, got in (
+        ((vision, lidar, radar, radar), {}, "4 by position"),
+        ((vision, lidar), {"lidar": lidar}, "'lidar' twice"),
+        ((), {}, "0 by position"),
+    ):
+        with pytest.raises(ContractError, match=f"tokens of vision, lidar, radar .*, got {got}"):
+            fusion(*given, **others)
 
 
 def test_lidar_and_radar_meet_before_the_pictures():

@@ -22,7 +22,7 @@ from torch import nn
 
 from teamvla.contract import Contract, Signal
 from teamvla.errors import ConfigError, ContractError
-from teamvla.models import MODELS, ModelRegistry, Spaces
+from teamvla.models import MODELS, ModelRegistry, Spaces, composed
 from teamvla.models.loading import from_arrays, to_arrays
 from teamvla.models.multi_sensor import MultiSensorConfig, MultiSensorVLA
 
@@ -30,12 +30,12 @@ BEV = {"cell_m": 8.0, "width": 16, "features": 8}
 OTHERS = ("bc", "single_brain", "vla", "diffusion_policy", "act")
 
 
-def make(head: str | None = None, name: str = "multi_sensor", **changes):
+def make(head: str | None = None, name: str = "multi_sensor", contract=None, **changes):
     kind = MODELS.get(name)
     own = {"bev": BEV} if name == "multi_sensor" else {}
     chosen = {} if head is None else {"head": small_head(head)}
     data = shrunk(kind.Config, chunk_size=CHUNK, sensors=SENSORS, **own, **chosen)
-    return driving_policy(kind.Config.model_validate(data | changes))
+    return driving_policy(kind.Config.model_validate(data | changes), contract)
 
 
 def predicted(policy, batch) -> torch.Tensor:
@@ -248,6 +248,48 @@ def test_a_missing_sensor_is_as_one_that_was_dropped(name, missing):
     assert (without - whole).abs().max() > 1e-5
     alone = torch.cat([predicted(policy, rows_of(batch, row)) for row in range(3)])
     torch.testing.assert_close(without, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cameras", [6, 1])
+def test_missing_pictures_are_to_the_map_what_dropped_ones_are(cameras, monkeypatch):
+    """Of one camera most cells are unseen: nothing was ever learned of what stands for them."""
+    whole = driving_contract()
+    contract = whole.model_copy(update={"cameras": whole.cameras[:cameras]})
+    policy, batch = make(contract=contract, missing_sensors=True), driving_batch()
+    nn.init.normal_(policy.absent_pictures.value)
+    batch["observations"]["image"] = batch["observations"]["image"][:, :cameras]
+    assert policy.bev.mask.all() == (cameras == 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(composed, "kept", lambda rows, *_: torch.zeros(rows, dtype=torch.bool))
+        dropped = predicted(policy, batch)
+    del batch["observations"]["image"]
+    assert torch.equal(predicted(policy, batch), dropped)
+
+
+def test_it_acts_without_any_one_sensor_and_without_all_cameras():
+    policy = make(missing_sensors=True)
+    _, seen = observation()
+    commands = []
+    for missing in ("nothing", "points", "radar", "imu", "rgb"):
+        policy.reset()
+        left = {name: value for name, value in seen.items() if not name.startswith(missing)}
+        commands.append(np.concatenate(policy.act(left)))
+    assert np.isfinite(commands).all()
+    assert len({tuple(command) for command in commands}) == len(commands)
+
+
+def test_one_missing_camera_of_several_is_refused():
+    _, seen = observation()
+    del seen["rgb_surround_back"]
+    with pytest.raises(ContractError, match="expected field 'rgb_surround_back', got ego"):
+        make(missing_sensors=True).act(seen)
+
+
+def test_without_cameras_a_policy_that_may_not_do_without_says_which_it_was_made_for():
+    _, seen = observation()
+    blind = {name: value for name, value in seen.items() if not name.startswith("rgb")}
+    with pytest.raises(ContractError, match=r"'image', which .* to use: rgb_surround_front, "):
+        make().act(blind)
 
 
 def test_dropout_replaces_whole_sensors_of_single_rows_at_its_rate():

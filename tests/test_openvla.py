@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from teamvla.errors import ConfigError, InputError, MissingDependencyError
 from teamvla.models import LossConfig
-from teamvla.models.base import build_policy
+from teamvla.models.building import build_policy
 from teamvla.models.loading import from_arrays, to_arrays
 from teamvla.models.openvla.architecture import LAYOUT, OpenVLAArchitecture
 from teamvla.models.openvla.heads import ActionBins
@@ -470,6 +470,23 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path) -> None:
 def test_a_name_of_ranges_that_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'teamvla'"):
         make(architecture=None, weights=str(folder), unnorm_key="teamvl")
+
+
+def test_a_name_of_ranges_without_a_folder_is_refused() -> None:
+    with pytest.raises(ValidationError, match="ranges in the folder of weights, and there is none"):
+        config(unnorm_key="teamvla")
+
+
+def test_published_weights_are_taken_beside_a_memory_but_not_written_with_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    given = {"architecture": None, "weights": str(folder)}
+    plain, remembering = make(**given), make(**given, temporal={"type": "memory"})
+    own = remembering.state_dict()
+    assert all(torch.equal(weight, own[name]) for name, weight in plain.state_dict().items())
+    with pytest.raises(ConfigError, match="expected null, as published models have no memory"):
+        remembering.save_published(tmp_path / "published")
+    assert not (tmp_path / "published").exists()
 
 
 def test_a_robot_without_cameras_is_refused() -> None:

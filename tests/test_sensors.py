@@ -148,6 +148,21 @@ def test_points_outside_the_crop_change_nothing():
     assert not torch.equal(encoder(points), made(PointCloudEncoder, **SMALL)(points))
 
 
+# In training what is thinned is thinned by chance.
+@pytest.mark.parametrize(("max_points", "training"), [(None, False), (None, True), (200, False)])
+def test_points_on_a_grid_which_are_as_far_as_each_other_may_come_in_any_order(
+    max_points, training
+):
+    encoder = made(PointCloudEncoder, **SMALL, max_points=max_points)
+    side = torch.arange(32.0)
+    flat = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)[:800]
+    dice = torch.Generator().manual_seed(3)
+    grid = torch.cat([flat, torch.zeros(800, 1), torch.rand(800, 1, generator=dice)], 1)[None]
+    encoder.train(training)
+    mixed = torch.randperm(800, generator=dice)
+    assert torch.equal(encoder(grid[:, mixed]), encoder(grid))
+
+
 def test_thinning_in_evaluation_does_not_go_by_the_order_of_the_points():
     encoder, given = made(PointCloudEncoder, **SMALL, max_points=24), cloud()
     mixed = torch.randperm(60, generator=torch.Generator().manual_seed(2))

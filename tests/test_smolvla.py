@@ -21,11 +21,10 @@ from published_models import (
     train,
     write_tokenizer,
 )
-from pydantic import ValidationError
 
 from teamvla.errors import ConfigError
 from teamvla.models import LossConfig
-from teamvla.models.base import build_policy
+from teamvla.models.building import build_policy
 from teamvla.models.loading import from_arrays, to_arrays
 from teamvla.models.openvla.inputs import letterboxed
 from teamvla.models.openvla.layout import read_weights, write_weights
@@ -423,6 +422,25 @@ def test_an_action_that_is_too_long_is_refused() -> None:
         make(architecture=TINY | {"max_action_dim": 7})
 
 
-def test_a_memory_is_refused() -> None:
-    with pytest.raises(ValidationError, match="temporal"):
-        SmolVLAConfig.model_validate({"temporal": {"type": "memory"}})
+def test_a_memory_changes_nothing_of_what_pictures_and_words_are() -> None:
+    """The keys and values of all that stands before the state."""
+    plain, batch = make(), make_batch()
+    remembering = make(temporal={"type": "memory"})
+    seen, other = (policy.encode(batch)[0] for policy in (plain, remembering))
+    size = seen.tokens.values.shape[1]
+    assert other.tokens.values.shape[1] == size + 1
+    for before, after in zip(seen.layers, other.layers, strict=True):
+        for first, second in zip(before, after, strict=True):
+            torch.testing.assert_close(first[:, :, : size - 1], second[:, :, : size - 1])
+
+
+def test_published_weights_are_taken_beside_a_memory_but_not_written_with_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    given = {"architecture": None, "weights": str(folder)}
+    plain, remembering = make(**given), make(**given, temporal={"type": "memory"})
+    own = remembering.state_dict()
+    assert all(torch.equal(weight, own[name]) for name, weight in plain.state_dict().items())
+    with pytest.raises(ConfigError, match="expected null, as published models have no memory"):
+        remembering.save_published(tmp_path / "published")
+    assert not (tmp_path / "published").exists()

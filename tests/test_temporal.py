@@ -10,8 +10,10 @@ import torch
 from small_policies import CHUNK, CONTRACT, make
 from torch import Tensor
 
+from teamvla.errors import ContractError
 from teamvla.models.base import Policy
 from teamvla.models.chunking import ExecutionConfig
+from teamvla.models.loading import from_arrays, to_arrays
 from teamvla.models.registries import TEMPORAL_REGISTRY
 from teamvla.models.temporal.base import Temporal
 from teamvla.models.temporal.history import HistoryConfig, HistoryEncoder
@@ -116,9 +118,34 @@ def test_the_history_encoder_ignores_what_was_before_the_episode() -> None:
     assert context.shape == (2, 5)
 
 
-def _policy(kind: str, temporal: dict[str, Any] | None, **changes: Any) -> Policy:
+@pytest.mark.parametrize("window", [1, 6])
+def test_of_a_history_longer_than_the_window_the_last_steps_count(window: int) -> None:
+    torch.manual_seed(0)
+    encoder = _awake(HistoryEncoder(DIM, ACTIONS, 5, 1, window=window, width=8, num_heads=2))
+    features, actions = _steps(20)
+    mask = torch.arange(20) >= torch.tensor([[0], [17]])
+    context = encoder(features, actions[:, :19], mask)
+    last = features[:, -window:], actions[:, 20 - window : 19], mask[:, -window:]
+    assert torch.equal(context, encoder(*last))
+    features[:, :-window], actions[:, : 20 - window] = 9.0, 9.0
+    assert torch.equal(context, encoder(features, actions[:, :19], mask))
+
+
+def test_the_specification_s_history_encoder_takes_a_history_of_any_length() -> None:
+    features, actions = _steps(20)
+    for steps in (1, 16, 20):
+        context = HistoryEncoder(DIM, ACTIONS)(features[:, :steps], actions[:, : steps - 1])
+        assert context.shape == (2, 256)
+
+
+def test_a_history_with_as_many_commands_as_observations_is_refused() -> None:
+    with pytest.raises(ContractError, match=r"expected 11, one between each two .*, got 12"):
+        HistoryEncoder(DIM, ACTIONS)(*_steps(12))
+
+
+def _policy(kind: str, temporal: dict[str, Any] | None) -> Policy:
     execution = {"replan_every": 2, "stall_steps": 0}
-    return make(kind, temporal=temporal, execution=execution, **changes).eval()
+    return make(kind, temporal=temporal, execution=execution, **AS_IT_IS.get(kind, {})).eval()
 
 
 def _sequences() -> dict[str, Any]:
@@ -139,11 +166,16 @@ def _sequences() -> dict[str, Any]:
     }
 
 
-KINDS = ("single_brain", "msg_passing", "vla", "act")
+KINDS = ("single_brain", "msg_passing", "vla", "act", "openvla", "smolvla")
 TEMPORAL: list[dict[str, Any]] = [
     {"type": "history", "window": 3, "embed_dim": 16, "num_heads": 2},
     {"type": "memory", "stride": 2, "embed_dim": 16, "num_heads": 2, "dropout": 0.0},
 ]
+#: small already; other sizes of a part would not fit the others
+AS_IT_IS: dict[str, dict[str, Any]] = {
+    "openvla": {"architecture": {}, "normalization": {"actions": "min_max"}},
+    "smolvla": {"architecture": {}},
+}
 either = pytest.mark.parametrize("temporal", TEMPORAL, ids=["history", "memory"])
 
 
@@ -211,8 +243,36 @@ def test_in_an_episode_it_predicts_as_in_a_sequence(kind: str, temporal: dict[st
 
 
 @either
-def test_what_was_seen_earlier_changes_what_is_done(temporal: dict[str, Any]) -> None:
-    policy, batch = _policy("single_brain", temporal), _sequences()
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_recalled_is_saved_and_loaded(kind: str, temporal: dict[str, Any]) -> None:
+    policy, other, batch = _policy(kind, temporal), _policy(kind, temporal), _sequences()
+    _awake(policy)
+    other.load_state_dict(from_arrays("model", to_arrays("model", policy.state_dict())))
+    found = other(batch)["predicted_actions"]
+    assert torch.equal(found, policy(batch)["predicted_actions"])
+    assert policy.recollection is not None
+    _awake(policy.recollection)
+    assert not torch.equal(found, policy(batch)["predicted_actions"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_memory_there_is_nothing_of_it_and_the_other_weights_are_the_same(
+    kind: str,
+) -> None:
+    without, with_it = (_policy(kind, part).state_dict() for part in (None, TEMPORAL[1]))
+    more = with_it.keys() - without.keys()
+    assert not without.keys() - with_it.keys()
+    assert any(name.startswith("recollection.") for name in more)
+    if kind in AS_IT_IS:
+        assert {name.partition(".")[0] for name in more} == {"recollection", "from_memory"}
+        assert all(torch.equal(weight, with_it[name]) for name, weight in without.items())
+
+
+@either
+@pytest.mark.parametrize("kind", ["single_brain", *AS_IT_IS])
+def test_what_was_seen_earlier_changes_what_is_done(kind: str, temporal: dict[str, Any]) -> None:
+    policy, batch = _policy(kind, temporal), _sequences()
+    _awake(policy)
 
     def act(first: int) -> list[float]:
         policy.reset()
@@ -234,13 +294,14 @@ def test_training_forgets_entries_at_random() -> None:
 
 
 @either
+@pytest.mark.parametrize("kind", ["single_brain", *AS_IT_IS])
 def test_training_may_learn_from_a_few_steps_and_remember_them_all(
-    temporal: dict[str, Any],
+    kind: str, temporal: dict[str, Any]
 ) -> None:
-    policy, batch = _policy("single_brain", {**temporal, "steps": 2}), _sequences()
+    policy, batch = _policy(kind, {**temporal, "steps": 2}), _sequences()
     seen: list[int] = []
-    assert policy.vision is not None
-    policy.vision.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    vision: Any = policy.vision
+    vision.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
     policy.train().loss(batch)["loss"].backward()
     assert seen == [2 * 2 * len(CONTRACT.cameras)]
     torch.manual_seed(0)

@@ -144,15 +144,29 @@ def losses(model: WorldModel, batch: dict[str, Any]) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in model.loss(batch).items()}
 
 
-def test_padding_counts_for_nothing():
+@pytest.mark.parametrize("value", [7.0, float("nan")])
+def test_padding_counts_for_nothing(value):
     model, batch = make(), sequences()
     before = losses(model, batch)
     is_pad = batch["observation_is_pad"]
     batch["observations"]["state"] = batch["observations"]["state"].clone()
-    batch["observations"]["state"][is_pad] = 7.0
+    batch["observations"]["state"][is_pad] = value
     batch["actions"][is_pad], batch["reward"][is_pad] = float("nan"), float("nan")
-    after = losses(model, batch)
-    assert after == pytest.approx(before)
+    assert losses(model, batch) == pytest.approx(before)
+    model.loss(batch)["loss"].backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_plan_begins_where_a_sequence_ends_before_its_padding():
+    model, batch = make().eval(), sequences()
+    short = {name: value[-1:] for name, value in batch.items() if torch.is_tensor(value)}
+    short["observations"] = {"state": batch["observations"]["state"][-1:]}
+    del short["reward"]
+    end = 3 * S // 4
+    cut = {name: value[:, :end] for name, value in short.items() if torch.is_tensor(value)}
+    cut["observations"] = {"state": short["observations"]["state"][:, :end]}
+    whole, alone = (model(one)["predicted_actions"] for one in (short, cut))
+    torch.testing.assert_close(whole, alone)
 
 
 def test_a_gradient_reaches_every_parameter():
@@ -289,6 +303,33 @@ def test_a_command_is_held_for_as_long_as_a_step_of_the_model():
     assert given[0] == given[1] == given[2]
     assert given[3] == given[4] == given[5]
     assert len({tuple(one) for one in given}) == 3
+
+
+def test_a_sequence_as_long_as_one_step_of_the_model_can_be_learned_from():
+    model = make(action_repeat=5, loss={"unseen_steps": 1})
+    batch = sequences(steps=5)
+    batch["observation_is_pad"][:] = False
+    for seed in range(5):
+        torch.manual_seed(seed)
+        assert model.loss(batch)["loss"].isfinite()
+
+
+def test_commands_beyond_the_usual_are_not_taken_for_usual_ones():
+    model, batch = make(statistics=None).eval(), sequences()
+    beliefs = []
+    for command in (1.0, 3.0):
+        batch["actions"] = torch.full_like(batch["actions"], command)
+        beliefs.append(model.observe(batch).deterministic[:, 1])
+    assert (beliefs[0] - beliefs[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"chunk_size": 4}, "chunk_size"), ({"execution": {"mode": "receding"}}, "no chunks")],
+)
+def test_settings_of_chunks_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        WorldModelConfig.model_validate(settings)
 
 
 # ---- acting ----

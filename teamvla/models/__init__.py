@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from teamvla.models.act_policy import ACTConfig, ACTPolicy
-    from teamvla.models.base import Policy, PolicyConfig, build_policy
+    from teamvla.models.base import Policy, PolicyConfig
     from teamvla.models.bc import BCConfig, BCPolicy
+    from teamvla.models.building import build_policy
     from teamvla.models.chunking import ActionChunker, ExecutionConfig
     from teamvla.models.diffusion_policy import ContinuousDiffusionPolicy, DiffusionPolicyConfig
     from teamvla.models.features import Features, Tokens
@@ -61,7 +62,7 @@ _HOME = {
     "TEXT_ENCODER_REGISTRY": "registries",
     "Policy": "base",
     "PolicyConfig": "base",
-    "build_policy": "base",
+    "build_policy": "building",
     "ActionChunker": "chunking",
     "ExecutionConfig": "chunking",
     "LossConfig": "losses",

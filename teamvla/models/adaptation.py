@@ -125,6 +125,7 @@ def enable_lora(policy: Adaptable, config: LoRAConfig) -> None:
 
     A is random, B zero: the policy stays what it was until it is trained. Everything but the
     adapters and what ``config.train`` names is frozen. What is frozen already gets no adapter.
+    They are in float32 beside bf16 weights too, which would round small updates away.
 
     Raises:
         ConfigError: a pattern matches nothing, or it has adapters already.
@@ -145,6 +146,9 @@ def enable_lora(policy: Adaptable, config: LoRAConfig) -> None:
     around.policy = policy
     around.train(policy.training)
     peft.inject_adapter_in_model(settings, around)
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
     named = dict(policy.named_parameters())
     for name in matching(config.train, named, "model.adaptation.lora.train"):
         named[name].requires_grad_(True)
@@ -155,7 +159,8 @@ def enable_lora(policy: Adaptable, config: LoRAConfig) -> None:
 def merge_lora(policy: Adaptable) -> None:
     """Add the adapters to the weights beside them: a plain policy that computes the same.
 
-    What was frozen for their sake is trained again; what was frozen before is not.
+    Weights in bf16 stay so: their sums are rounded to 8 bits, each by up to 1/256 of itself.
+    What was frozen for the adapters' sake is trained again; what was frozen before is not.
     """
     for parent, name, layer in list(_adapted(policy)):
         layer.merge()

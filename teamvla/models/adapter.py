@@ -6,7 +6,7 @@ Shapes: B batch, K chunk, D joined action, V cameras.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from teamvla.models.chunking import ChunkSize, ExecutionConfig
 from teamvla.models.features import Features
 from teamvla.models.heads.base import HeadLoss, hold_last
 from teamvla.models.losses import LossConfig
-from teamvla.models.observations import batch_of
 from teamvla.models.registries import MODELS
 from teamvla.models.spaces import Spaces
 
@@ -115,18 +114,8 @@ class AdaptedModel(Policy):
             total = total + self.geometry.total(geometry)
         return {"loss": total, **geometry}
 
-    @torch.no_grad()
-    def predict_action_chunk(
-        self,
-        obs: Mapping[str, Any],
-        language: str | Sequence[str] | None = None,
-        generator: Generator | None = None,
-    ) -> Tensor:
-        """See :meth:`Policy.predict_action_chunk`; the module draws as it likes."""
-        batch = batch_of(obs, language, self._contract, self.device, self._last_action)
-        return self._predicted(batch)
-
-    def _predicted(self, batch: Mapping[str, Any]) -> Tensor:
+    def _predicted(self, batch: Mapping[str, Any], generator: Generator | None = None) -> Tensor:
+        """See :meth:`Policy._predicted`; the module draws as it likes."""
         seen = self._presented(batch)
         words = {"language": seen["language"]} if self._reads else {}
         raw = self._module.predict(seen["observations"], **words)

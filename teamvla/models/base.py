@@ -1,4 +1,4 @@
-"""What every policy is: settings, the interface, and how one is built.
+"""What every policy is: settings and the interface.
 
 Shapes: B batch, K chunk, V cameras, A arms, D joined vector (each arm's joints, its gripper).
 """
@@ -21,7 +21,7 @@ from teamvla.config import Settings
 from teamvla.config.bytype import ByType, over_defaults
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError, RegistryError
-from teamvla.models.adaptation import Adaptable, AdaptationConfig, adapt
+from teamvla.models.adaptation import Adaptable, AdaptationConfig
 from teamvla.models.chunking import ActionChunker, ChunkSize, ExecutionConfig
 from teamvla.models.features import Features
 from teamvla.models.heads.base import ActionHead, HeadConfig, HeadLoss, hold_last
@@ -29,13 +29,11 @@ from teamvla.models.heads.mlp import MLPHeadConfig
 from teamvla.models.losses import GeometryLoss, LossConfig
 from teamvla.models.normalization import NormalizationConfig, Normalizer
 from teamvla.models.observations import batch_of, required
-from teamvla.models.pretrained.settings import completed
 from teamvla.models.registries import ACTION_HEAD_REGISTRY, MODELS
 from teamvla.models.sequences import Sequences, unfolded
 from teamvla.models.spaces import Spaces
 from teamvla.models.targets import errors_of, targets_of
 from teamvla.models.temporal.recollection import EARLIER, Earlier, NextTick, Recollection
-from teamvla.seeds import Domain, integer
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ class PolicyConfig(Settings):
     def choose(cls, data: dict[str, Any]) -> builtins.type[Settings]:
         """The settings class of the model that ``type`` names."""
         name = data.get("type", cls.model_fields["type"].default)
-        return _policy_kind(str(name)).Config
+        return policy_kind(str(name)).Config
 
     @classmethod
     def variants(cls) -> list[builtins.type[Settings]]:
@@ -283,6 +281,10 @@ class Policy(Adaptable, ABC):
             ContractError: the observation is not what the policy was made for.
         """
         batch = batch_of(obs, language, self._contract, self.device, self._last_action)
+        return self._predicted(batch, generator)
+
+    def _predicted(self, batch: Mapping[str, Any], generator: Generator | None) -> Tensor:
+        """The chunks [B,K,D] of single steps, in contract units."""
         features = self._features(batch, None, batch)
         return self.normalizer.denormalize_actions(self._sample(features, generator))
 
@@ -354,44 +356,17 @@ class Policy(Adaptable, ABC):
         return self.normalizer.action_center.device
 
 
-def build_policy(
-    config: PolicyConfig,
-    contract: Contract | Spaces,
-    statistics: Mapping[str, Any] | None = None,
-    loss: LossConfig | None = None,
-    *,
-    seed: int = 0,
-) -> Policy:
-    """A policy with fresh weights, which depend on ``seed`` and nothing else.
-
-    Args:
-        config: settings; their ``type`` names the model.
-        contract: what the numbers of data and environment mean; or plain sizes.
-        statistics: normalisation statistics of the training split.
-        loss: weights of sync and collision.
-        seed: of the weights.
-
-    Raises:
-        RegistryError: there is no such model, or it is no policy.
-        ContractError: the statistics do not fit the contract.
-        ConfigError: ``config.adaptation`` names what it does not have.
-        MissingDependencyError: low-rank adapters, without peft.
-    """
-    kind, config = _policy_kind(config.type), completed(config)
-    # Weights made in inference mode could never be trained, nor tell that they were written.
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(integer(seed, Domain.INITIALISE))
-        policy = kind(config, contract, statistics, loss)
-        adapt(policy, config.adaptation)
-        return policy
-
-
 def is_policy(kind: Any) -> TypeGuard[type[Policy]]:
     """Whether a registered model is a :class:`Policy`; it may be any class or function."""
     return isinstance(kind, type) and issubclass(kind, Policy)
 
 
-def _policy_kind(name: str) -> type[Policy]:
+def policy_kind(name: str) -> type[Policy]:
+    """The policy behind a name; of any other module the one that adapts it.
+
+    Raises:
+        RegistryError: there is no such model, or it can be no policy.
+    """
     kind: Any = MODELS.get(name)
     if is_policy(kind):
         return kind

@@ -16,36 +16,28 @@ from torch import Tensor, nn
 from teamvla.config.bytype import ByType
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError, ContractError
-from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.encoders.base import EncoderConfig, TextEncoder, VisionBackbone
 from teamvla.models.encoders.language import CharacterConfig, build_text_encoder
 from teamvla.models.encoders.sensors import SensorConfig, as_sensor
 from teamvla.models.encoders.suite import SensorSuite, StandIn, build_encoders, kept
-from teamvla.models.encoders.vision import (
-    THUMBNAIL,
-    ConvConfig,
-    build_vision_encoder,
-    forward_vision,
-    thumbnails,
-)
-from teamvla.models.features import Features, Modalities, Sensed, Tokens
+from teamvla.models.encoders.vision import ConvConfig, build_vision_encoder, forward_vision
+from teamvla.models.features import Features, Modalities, Tokens
 from teamvla.models.fusion.base import FusionConfig, Pictured
 from teamvla.models.fusion.concat import ConcatConfig
 from teamvla.models.losses import LossConfig
-from teamvla.models.observations import texts_of
+from teamvla.models.observations import observed, texts_of
 from teamvla.models.registries import (
     ENCODER_REGISTRY,
     FUSION_REGISTRY,
     SENSOR_ENCODER_REGISTRY,
-    TEMPORAL_REGISTRY,
     TEXT_ENCODER_REGISTRY,
 )
 from teamvla.models.spaces import Spaces
-from teamvla.models.temporal.base import TemporalConfig
-from teamvla.models.temporal.recollection import EARLIER, RECALLED, Recollection
+from teamvla.models.temporal.recollection import RECALLED
+from teamvla.models.temporal.remembering import RememberingConfig, RememberingPolicy
 
 
-class SensingConfig(PolicyConfig):
+class SensingConfig(RememberingConfig):
     """Settings of :class:`SensingPolicy`."""
 
     vision: Annotated[EncoderConfig | None, ByType(ENCODER_REGISTRY, "cnn", optional=True)] = Field(
@@ -57,27 +49,15 @@ class SensingConfig(PolicyConfig):
         default=CharacterConfig(), description="Encoder of instructions; null: they are not read."
     )
     use_state: bool = Field(default=True, description="Whether joints and grippers are felt.")
-    temporal: Annotated[
-        TemporalConfig | None, ByType(TEMPORAL_REGISTRY, "memory", optional=True)
-    ] = Field(default=None, description="What is known of earlier steps; null: nothing.")
-
-    @property
-    def learns_from_sequences(self) -> str | None:
-        """A policy that remembers needs what comes before."""
-        return None if self.temporal is None else "model.temporal looks back"
 
 
-class SensingPolicy(Policy):
+class SensingPolicy(RememberingPolicy):
     """Base of policies that see, read and feel through encoders chosen by configuration.
 
         image [B,V,C,H,W] -> vision ---> tokens [B,V,N,D]
         language [B] ------> language -> tokens and mask
         state [B,S] -------> mean and deviation
         these, of earlier steps -> temporal -> recalled [B,E]
-
-    What is noticed of a step for later are thumbnails of the pictures, and if wanted the state.
-    Not what the encoder makes of them: colours lie far apart in pixels, and in features that
-    nothing has yet taught to tell them apart they do not.
 
     Args:
         config, contract, statistics, loss: see :class:`teamvla.models.base.Policy`.
@@ -110,35 +90,7 @@ class SensingPolicy(Policy):
         self.feels = config.use_state and self.spaces.state_dim > 0
         if self.vision is None and self.language is None and not self.feels:
             raise ConfigError("model", "a state, pictures or words to act on", "none of them")
-        if config.temporal is not None:
-            self._build_recollection(config.temporal)
-
-    def _build_recollection(self, config: TemporalConfig) -> None:
-        sees = self.vision is not None
-        self.notices_state = self.feels and (config.state or not sees)
-        size = self.spaces.state_dim if self.notices_state else 0
-        if sees:
-            size += len(self.spaces.cameras) * self.spaces.picture[0] * THUMBNAIL**2
-        if not size:
-            expected = "pictures or a state to remember"
-            raise ConfigError("model.temporal", expected, "a policy that has neither")
-        self.recollection = Recollection(config, size, self.spaces.action_dim)
-        self.steps_learned = config.steps
-
-    def recalled(self, batch: Mapping[str, Any]) -> dict[str, Sensed]:
-        """What is recalled at the steps of a batch, under its name; empty without a memory."""
-        if self.recollection is None:
-            return {}
-        after = batch.get(EARLIER)
-        return {RECALLED: self.recollection(self._noticed, batch["observations"], after)}
-
-    def _noticed(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """What is noticed of steps for later [N,C]."""
-        state = self._felt(observations) if self.notices_state else None
-        parts = [] if state is None else [state]
-        if self.vision is not None:
-            parts.append(self._glanced(observations))
-        return torch.cat(parts, dim=1)
+        self.build_recollection(self.vision is not None, self.feels)
 
     def perceive(self, batch: Mapping[str, Any]) -> Modalities:
         """What the encoders make of a batch; None where the policy has no such input.
@@ -153,18 +105,10 @@ class SensingPolicy(Policy):
         )
         return replace(seen, sensors=self.recalled(batch))
 
-    def _glanced(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Thumbnails of the pictures in a row; 0 where they are missing."""
-        if "image" in observations:
-            return thumbnails(observations["image"]).flatten(1)
-        rows = next(iter(observations.values())).shape[0]
-        size = len(self.spaces.cameras) * self.spaces.picture[0] * THUMBNAIL**2
-        return torch.zeros(rows, size, device=self.device)
-
     def _seen(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         if self.vision is None:
             return None
-        images = _given(observations, "image")
+        images = observed(observations, "image", ", ".join(self.spaces.fields))
         images = images if images.dim() > 4 else images.unsqueeze(1)
         cameras, colours = len(self.spaces.cameras), self.spaces.picture[0]
         if images.dim() != 5 or images.shape[1:3] != (cameras, colours):
@@ -181,7 +125,7 @@ class SensingPolicy(Policy):
     def _felt(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         if not self.feels:
             return None
-        return self.normalizer.normalize_state(_given(observations, "state").float())
+        return self.normalizer.normalize_state(observed(observations, "state").float())
 
 
 #: settings of a sensor's encoder, or none where it is not looked at
@@ -278,14 +222,18 @@ class ComposedPolicy(SensingPolicy):
         """See :meth:`SensingPolicy.perceive`."""
         seen, observations = super().perceive(batch), batch["observations"]
         rows = next(iter(observations.values())).shape[0]
-        pictures, mask = self.viewed(seen.pictures)
+        pictures, mask = self.viewed(seen.pictures, rows)
         if self.absent_pictures is not None:
             pictures = self._with_absent(self.absent_pictures, pictures, rows)
         sensors = {**seen.sensors, **self.sensors(observations, rows)}
         return replace(seen, pictures=pictures, pictures_mask=mask, sensors=sensors)
 
-    def viewed(self, pictures: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Tokens of pictures as the fusion gets them, and their mask: see :class:`Modalities`."""
+    def viewed(self, pictures: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        """Tokens of pictures of B rows as the fusion gets them, if there are pictures.
+
+        And their mask (see :class:`Modalities`), which is the same where there are none: what
+        stands in for pictures that are missing is what stood in for those that were dropped.
+        """
         return pictures, None
 
     def _with_absent(self, absent: StandIn, pictures: Tensor | None, rows: int) -> Tensor:
@@ -303,10 +251,3 @@ class ComposedPolicy(SensingPolicy):
         if self.config.missing_sensors and "image" not in observations:
             return None
         return super()._seen(observations)
-
-
-def _given(observations: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in observations:
-        expected = f"{name!r}, which the model was made to use"
-        raise ContractError("batch['observations']", expected, ", ".join(sorted(observations)))
-    return observations[name]

@@ -25,8 +25,9 @@ from teamvla.config.bytype import ByType
 from teamvla.config.differences import differences, listed
 from teamvla.contract import Contract
 from teamvla.errors import CheckpointError, ConfigError, ContractError, InputError
-from teamvla.models.adaptation import frozen_names, has_lora, merge_lora, plain_name, under_base
-from teamvla.models.base import Policy, PolicyConfig, build_policy
+from teamvla.models.adaptation import frozen_names, has_lora, merge_lora, under_base
+from teamvla.models.base import Policy, PolicyConfig
+from teamvla.models.building import build_policy
 from teamvla.models.device import one_thread
 from teamvla.models.encoders.pretrained import PretrainedVisionEncoder
 from teamvla.models.heads.diffusion import DiffusionActionHead
@@ -109,9 +110,9 @@ def weights_for(
     base = find_base(header)
     if base is None:
         return own
-    plain = plain_weights(*base)
-    frozen = {name: plain_name(name) for name in frozen_names(policy)}
-    return {name: plain[key] for name, key in frozen.items() if key in plain} | own
+    # As it was started: adapters that went on learning are not yet in the weights beside them.
+    begun, _ = start_weights(policy, *base)
+    return {name: begun[name] for name in frozen_names(policy) if name in begun} | own
 
 
 def plain_weights(header: Header, arrays: Tensors) -> dict[str, torch.Tensor]:

@@ -130,12 +130,12 @@ class MultiSensorVLA(ComposedPolicy):
         self.bev = BirdsEyeView(config, fields, self.vision, self.spaces.picture)
         return self.bev, 1
 
-    def viewed(self, pictures: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """See :meth:`ComposedPolicy.viewed`."""
-        if self.bev is None or pictures is None:
-            return super().viewed(pictures)
-        tokens = self.bev(pictures)
-        return tokens.values.unsqueeze(1), tokens.mask.unsqueeze(1)
+    def viewed(self, pictures: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        """See :meth:`ComposedPolicy.viewed`: without pictures too a cell unseen tells nothing."""
+        if self.bev is None:
+            return super().viewed(pictures, rows)
+        mask = self.bev.mask.expand(rows, 1, -1)
+        return None if pictures is None else self.bev(pictures).values.unsqueeze(1), mask
 
     def _outputs(self, features: Sequence[Features]) -> dict[str, Any]:
         """See :meth:`Policy._outputs`; besides ``predicted_trajectory`` [B,W,2], m."""

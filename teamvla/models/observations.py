@@ -64,6 +64,18 @@ def batch_of(
     return {"observations": observations, "language": texts_of(language, rows)}
 
 
+def observed(observations: Mapping[str, Tensor], name: str, more: str = "") -> Tensor:
+    """What a policy was made to use of a batch's observations; ``more`` says what that is.
+
+    Raises:
+        ContractError: it is not there.
+    """
+    if name not in observations:
+        expected = f"{name!r}, which the model was made to use{more and f': {more}'}"
+        raise ContractError("batch['observations']", expected, ", ".join(sorted(observations)))
+    return observations[name]
+
+
 def texts_of(language: str | Sequence[str], rows: int) -> list[str]:
     """An instruction for each row; one that is not in a list is that of all.
 
@@ -81,15 +93,17 @@ def _one_row(
 ) -> dict[str, Tensor]:
     state = contract.measured_state(obs, last)
     tensors = {"state": torch.from_numpy(state)[None]} if state.size else {}
-    if missing := [camera.field for camera in contract.cameras if camera.field not in obs]:
+    # A sensor that is not there is the policy's affair: it may do without. So are all cameras.
+    sensed = {name: obs[name] for name in _sensor_fields(contract) if name in obs}
+    tensors |= {name: torch.tensor(np.asarray(value))[None] for name, value in sensed.items()}
+    missing = [camera.field for camera in contract.cameras if camera.field not in obs]
+    if missing and (len(missing) < len(contract.cameras) or not tensors):
         fields = ", ".join(sorted(obs))
         raise ContractError("observation", f"field {missing[0]!r}", fields)
-    if contract.cameras:
+    if contract.cameras and not missing:
         pictures = np.stack([obs[camera.field] for camera in contract.cameras])
         tensors["image"] = torch.from_numpy(pictures).permute(0, 3, 1, 2)[None]
-    # A sensor that is not there is the policy's affair: it may do without.
-    sensed = {name: obs[name] for name in _sensor_fields(contract) if name in obs}
-    return tensors | {name: torch.tensor(np.asarray(value))[None] for name, value in sensed.items()}
+    return tensors
 
 
 def _is_batch(obs: Mapping[str, Any], contract: Contract | None) -> bool:

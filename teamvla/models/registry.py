@@ -10,7 +10,8 @@ from torch import nn
 from teamvla.config.explain import explain
 from teamvla.config.source import Address, Mark, Source
 from teamvla.errors import ConfigError
-from teamvla.models.base import Policy, PolicyConfig, build_policy, is_policy
+from teamvla.models.base import Policy, PolicyConfig, is_policy
+from teamvla.models.building import build_policy
 from teamvla.models.registries import MODELS
 from teamvla.models.spaces import Spaces
 
@@ -47,7 +48,7 @@ class ModelRegistry:
                 plain sizes (``action_dim``, ``state_dim``, ``image_size``, ``image_channels``,
                 ``num_cameras``: see :meth:`teamvla.models.spaces.Spaces.plain`); optionally
                 ``statistics``, ``loss`` and ``seed`` (see
-                :func:`teamvla.models.base.build_policy`). For any other module what its class
+                :func:`teamvla.models.building.build_policy`). For any other module what its class
                 takes.
 
         Raises:

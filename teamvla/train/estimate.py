@@ -1,9 +1,8 @@
 """What a training will take, before anything of it is allocated: ``teamvla train --dry-run``.
 
-Memory is that of the tensors, within 1 kB. Of the process's growth in a CPU training of four
-policies, batch 64, it was 95 to 96 % in fp32; in bf16 15 to 40 MB of oneDNN's compiled kernels come
-on top, whatever the batch: 82 to 89 % there, 93 % at batch 160. The time of a step was told 11 to
-19 % too short in fp32 and 11 to 22 % in bf16: alone, an operation finds its numbers in the caches.
+Memory is that of the tensors, within 1 kB, and of the code that oneDNN compiles for them. Of the
+process's growth in a CPU training of four policies, batch 64, it was 94 to 99 %; the highest mark
+over eight steps lay 14 to 33 % above what is told. The time of a step was told 1 to 14 % too short.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from teamvla.train.checkpoints import require_same_model
 from teamvla.train.material import Material, gather
 from teamvla.train.runs import build_model, settled
 from teamvla.train.schedulers import OptimizerConfig, parameter_groups
-from teamvla.train.timing import state_bytes, time_batch, time_calls, time_update
+from teamvla.train.timing import Timing, state_bytes, time_batch, time_calls, time_update
 from teamvla.train.tracing import Trace, follow_step, pretending, without_weights
 from teamvla.train.trainer import wants_bf16
 
@@ -48,8 +48,9 @@ class Estimate:
         parts: name of a part -> its parameters, and how many of them are trained.
         epochs, steps_per_epoch, batch_size: of the training.
         memory: bytes by purpose (``weights``, ``gradients``, ``optimizer``, ``average``,
-            ``batch``, ``activations``) at the step's peak; without the last if they cannot be
-            told. The process itself, torch and data come on top.
+            ``batch``, ``activations``, and the compiled ``kernels`` of a CPU) at the step's peak;
+            without the last three if they cannot be told. The process itself, torch and data
+            come on top.
         seconds: by purpose, of a step (``compute``, ``update``, ``batch``) and in all
             (``training``, ``validation``); empty if they cannot be told. Rollouts are not in it.
         measured: share of the compute time that was measured and not reckoned.
@@ -113,8 +114,9 @@ class Estimate:
 def estimate(project: Project, init_checkpoint: Path | None = None) -> Estimate:
     """Build a training as :func:`teamvla.train.runs.start_run` does, but for its memory.
 
-    Nothing is written, and no weight is read or made. Operations of a step are run one by one
-    to time them, for about four seconds.
+    Nothing is written but an index, where the data have none of these settings, into a temporary
+    folder. No weight is read or made. Operations of a step are run one by one to time them, for
+    about four seconds.
 
     Raises:
         ConfigError, InputError, ContractError, CheckpointError: what the training would raise.
@@ -123,13 +125,14 @@ def estimate(project: Project, init_checkpoint: Path | None = None) -> Estimate:
     config = completed(project.section("model", PolicyConfig))
     if init_checkpoint is not None:
         require_same_model(init_checkpoint, config)
-    material = gather(project, index=False)
-    with without_weights():
-        policy = build_model(project, material.contract, material.statistics, config)
-    _read_tokenizers(policy)
-    optimizer = project.section("optimizer", OptimizerConfig)
-    parameter_groups(policy, optimizer)  # raises where its patterns are wrong
-    return _estimated(policy, material, optimizer)
+    with TemporaryDirectory(prefix="teamvla-") as folder:
+        material = gather(project, scratch=Path(folder) / "index")
+        with without_weights():
+            policy = build_model(project, material.contract, material.statistics, config)
+        _read_tokenizers(policy)
+        optimizer = project.section("optimizer", OptimizerConfig)
+        parameter_groups(policy, optimizer)  # raises where its patterns are wrong
+        return _estimated(policy, material, optimizer)
 
 
 def _read_tokenizers(policy: Policy) -> None:
@@ -158,7 +161,9 @@ def _estimated(policy: Policy, material: Material, optimizer: OptimizerConfig) -
         _LOG.warning("a step of the model cannot be followed without its numbers: %s", unknown)
     else:
         memory["activations"] = max(0, trace.peak - memory["gradients"])
-        seconds, measured = _seconds(trace, material, optimizer, trained)
+        timing = time_calls(trace.calls)
+        memory["kernels"] = timing.kept if device.type == "cpu" else 0
+        seconds, measured = _seconds(timing, material, optimizer, trained), timing.measured
         flops = trace.flops
     return Estimate(
         model=policy.config.type,
@@ -187,21 +192,23 @@ def _follow(policy: Policy, material: Material, autocast: bool) -> tuple[Trace, 
             return value
         return torch.empty((rows, *value.shape[1:]), dtype=value.dtype, device=device)
 
-    with pretending(policy, device):
+    with pretending(policy, device) as numbers:
         batch = tree_map(enlarged, shapes)
+        # Whole sequences: how long they are is asked by the host.
+        for name in (name for name in batch if name.endswith("is_pad")):
+            batch[name] = torch.zeros(batch[name].shape, dtype=torch.bool, device=device)
         known = sorted(material.train_loader.dataset.instructions)
         batch["language"] = list(islice(cycle(known or [""]), rows))
         tensors: list[Tensor] = []
         tree_map(lambda x: tensors.append(x) if isinstance(x, Tensor) else None, batch)
-        trace = follow_step(policy, batch, autocast)
+        trace = follow_step(policy, batch, autocast, numbers)
     return trace, _nbytes(tensors)
 
 
 def _seconds(
-    trace: Trace, material: Material, optimizer: OptimizerConfig, trained: list[nn.Parameter]
-) -> tuple[dict[str, float], float]:
+    timing: Timing, material: Material, optimizer: OptimizerConfig, trained: list[nn.Parameter]
+) -> dict[str, float]:
     config, count = material.config, sum(p.numel() for p in trained)
-    timing = time_calls(trace.calls)
     average = None if config.ema_decay is None else (config.ema_decay, config.ema_every)
     update = time_update(count, optimizer, material.device, config.clip_norm, average)
     loading = time_batch(lambda: _samples(material, _batch_size(material)))
@@ -210,7 +217,7 @@ def _seconds(
     step = computing + loading if not workers else max(computing, loading / workers)
     val_batches = 0 if material.val_loader is None else len(material.val_loader)
     validation = val_batches * (_FORWARD * timing.seconds + loading)
-    seconds = {
+    return {
         "compute": timing.seconds,
         "update": update,
         "batch": loading,
@@ -218,7 +225,6 @@ def _seconds(
         "training": step * config.epochs * len(material.train_loader),
         "validation": validation * config.epochs,
     }
-    return seconds, timing.measured
 
 
 def _batch_size(material: Material) -> int:

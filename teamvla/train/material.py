@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from teamvla.config import Project
 from teamvla.contract import Contract
 from teamvla.data import IndexConfig, build_index
 from teamvla.data.dataloader import DatasetConfig, MultiTaskDataset, make_dataloader
+from teamvla.data.index import index_folder
 from teamvla.errors import ConfigError
 from teamvla.models.base import PolicyConfig
 from teamvla.models.device import resolve_device
@@ -68,11 +72,12 @@ class Material:
         return contract
 
 
-def gather(project: Project, *, index: bool = True) -> Material:
+def gather(project: Project, *, scratch: Path | None = None) -> Material:
     """Open the data and the device of a training, and check that all fits together.
 
     Args:
-        index: whether to bring the data's index up to date, where the configuration says how.
+        scratch: a new folder, to build there what the data's index lacks instead of beside
+            the data. It must be there for as long as the data are read.
 
     Raises as :func:`open_run` does.
     """
@@ -83,13 +88,24 @@ def gather(project: Project, *, index: bool = True) -> Material:
         torch.set_num_threads(config.threads)
     set_seed(project.session.seed)
     dataset = _dataset_config(project)
-    if index and "index" in project.source.data:
+    if scratch is not None:
+        dataset = _with_index_in(scratch, dataset)
+    if "index" in project.source.data:
         build_index(dataset.roots, dataset.index, project.section("index", IndexConfig))
     _require_fitting(project, dataset)
     train_loader, val_loader = build_data(dataset)
     data = train_loader.dataset
     statistics = {**data.statistics, "words": instruction_words(data.instructions)}
     return Material(config, device, train_loader, val_loader, statistics)
+
+
+def _with_index_in(scratch: Path, config: DatasetConfig) -> DatasetConfig:
+    """The settings with an index of links to the one that stands: updates replace only these."""
+    standing = index_folder([Path(root) for root in config.roots], config.index).resolve()
+    if standing.is_dir():
+        lock = shutil.ignore_patterns("lock")
+        shutil.copytree(standing, scratch, ignore=lock, copy_function=os.symlink)
+    return config.model_copy(update={"index": str(scratch)})
 
 
 def _dataset_config(project: Project) -> DatasetConfig:

@@ -21,7 +21,8 @@ from teamvla.contract import Contract
 from teamvla.data.dataloader import DatasetConfig
 from teamvla.errors import CheckpointError, ConfigError, InputError
 from teamvla.files import check_folder, publish
-from teamvla.models.base import Policy, PolicyConfig, build_policy
+from teamvla.models.base import Policy, PolicyConfig
+from teamvla.models.building import build_policy
 from teamvla.models.heads.base import HeadConfig
 from teamvla.models.loading import base_entry
 from teamvla.models.losses import LossConfig, needs_geometry, require_geometry

@@ -65,11 +65,25 @@ class SharedMLP(nn.Sequential):
         super().__init__(*layers)
 
 
+def ordered(points: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Points [B,N,C] by x, then by y and so on, what is not there last, and their mask bool [B,N].
+
+    Which of several at the same distance is taken then does not go by how they came: only what
+    is the same in all channels has no order.
+    """
+    known = torch.where(mask.unsqueeze(-1), points, torch.inf)
+    order = known[..., -1].argsort(dim=1, stable=True)
+    for values in reversed(known.unbind(-1)[:-1]):
+        order = order.gather(1, values.gather(1, order).argsort(dim=1, stable=True))
+    return points.gather(1, order.unsqueeze(-1).expand_as(points)), mask.gather(1, order)
+
+
 def farthest_points(places: Tensor, mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Choose points that lie as far from each other as can be.
 
     The first is the one farthest from the middle, so that the choice does not depend on the
-    order of the points. Where there are fewer than ``count`` all are chosen.
+    order of the points, but among those that are as far: see :func:`ordered`. Where there are
+    fewer than ``count`` all are chosen.
 
     Args:
         places: [B,N,3].
@@ -195,6 +209,9 @@ class PointCloudEncoder(SensorEncoder):
         """The points that count and their mask; zeros in place of all others."""
         if self.config.crop_m is not None:
             mask = mask & cropped(points, self.config.crop_m)
-        if self.config.max_points is not None:
-            points, mask = thinned(points, mask, self.config.max_points, random=self.training)
+        count = self.config.max_points or points.shape[1]
+        if self.training:  # any of them, so that few are left to be put in order
+            points, mask = ordered(*thinned(points, mask, count, random=True))
+        else:
+            points, mask = thinned(*ordered(points, mask), count)
         return torch.where(mask.unsqueeze(-1), points, 0.0), mask

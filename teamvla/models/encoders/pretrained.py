@@ -187,7 +187,7 @@ class PretrainedVisionEncoder(VisionBackbone):
         return GridPooling(self.side, self.dim, self.config)
 
     def keep_frozen(self) -> None:
-        """See :meth:`teamvla.models.pretrained.settings.Pretrained.keep_frozen`."""
+        """Freeze what is not used, and all of it if the settings say so."""
         if self.config.freeze:
             self.model.requires_grad_(False)
         for name in self.family.unused:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from teamvla.config import Settings
+from teamvla.errors import ContractError
 from teamvla.models.encoders.base import TextEncoder
 from teamvla.models.features import Features, Modalities
+
+#: what tensors are that a fusion is given by position
+_POSITIONS = ("vision", "lidar", "radar")
 
 
 class FusionConfig(Settings):
@@ -70,3 +74,18 @@ class Fusion(nn.Module, ABC):
     @abstractmethod
     def forward(self, seen: Modalities) -> Features:
         """What was encoded to features of width :attr:`dim`."""
+
+
+def named(by_position: Sequence[Tensor], by_name: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tokens of modalities by name: of those without one the first are vision, LiDAR and radar.
+
+    Raises:
+        ContractError: there are none, more without a name, or two of one name.
+    """
+    names = _POSITIONS[: len(by_position)]
+    twice = [name for name in names if name in by_name]
+    if len(by_position) > len(names) or twice or not (by_position or by_name):
+        got = f"{twice[0]!r} twice" if twice else f"{len(by_position)} by position"
+        expected = f"tokens of {', '.join(_POSITIONS)} in this order, and others by name"
+        raise ContractError("fusion of tensors", expected, got)
+    return {**dict(zip(names, by_position, strict=True)), **by_name}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from teamvla.models.attention import Attention, AttentionSettings
 from teamvla.models.blocks import ResidualBlock
 from teamvla.models.features import Features, Modalities, Tokens
-from teamvla.models.fusion.base import FusionConfig
+from teamvla.models.fusion.base import FusionConfig, named
 from teamvla.models.fusion.tokens import SUMMARY, TokenFusion, joined
 from teamvla.models.initialization import embedding, init_transformer
 
@@ -111,8 +111,8 @@ class CrossModalFusion(TokenFusion):
     A modality that is alone looks at itself. Features: the summary, and all tokens.
 
     Without encoders, as ``CrossModalFusion(feature_dim=256, num_heads=8)``, it is a module for
-    tensors: ``fusion(vision=..., lidar=..., radar=...)`` of tokens [B,N,feature_dim] each gives
-    what becomes of the first [B,N,feature_dim].
+    tensors: ``fusion(vision, lidar, radar)`` of tokens [B,N,feature_dim] each, by position or by
+    name, gives what becomes of the first [B,N,feature_dim].
 
     Args: see :class:`TokenFusion`.
     """
@@ -132,16 +132,23 @@ class CrossModalFusion(TokenFusion):
         )
         init_transformer(self.blocks)
 
-    def forward(self, seen: Modalities | None = None, **given: Tensor) -> Any:
-        """See :meth:`Fusion.forward`; or of tokens by name what becomes of the first."""
-        if seen is None:
-            first = next(iter(given.values())).shape[1]
-            parts = {name: Tokens.full(tokens) for name, tokens in given.items()}
-            return self.exchanged(parts).values[:, :first]
-        parts = self.parts(seen)
-        summary = parts.pop(SUMMARY)
-        tokens = self.exchanged(parts)
-        return Features(self.pool(tokens, summary.values), tokens)
+    def forward(
+        self, seen: Modalities | Tensor | None = None, *more: Tensor, **others: Tensor
+    ) -> Any:
+        """See :meth:`Fusion.forward`; or of tokens, see :func:`named`, what becomes of the first.
+
+        Raises:
+            ContractError: it cannot be told of what the tokens are.
+        """
+        if isinstance(seen, Modalities):
+            parts = self.parts(seen)
+            summary = parts.pop(SUMMARY)
+            tokens = self.exchanged(parts)
+            return Features(self.pool(tokens, summary.values), tokens)
+        given = named(() if seen is None else (seen, *more), others)
+        parts = {name: Tokens.full(tokens) for name, tokens in given.items()}
+        first = next(iter(given.values())).shape[1]
+        return self.exchanged(parts).values[:, :first]
 
     def exchanged(self, parts: Mapping[str, Tokens]) -> Tokens:
         """All tokens in a row, after they have looked at each other."""

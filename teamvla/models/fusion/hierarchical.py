@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from teamvla.models.attention import Attention, AttentionSettings, TransformerBlock
 from teamvla.models.features import Features, Modalities, Tokens
-from teamvla.models.fusion.base import FusionConfig
+from teamvla.models.fusion.base import FusionConfig, named
 from teamvla.models.fusion.tokens import TokenFusion, joined
 from teamvla.models.initialization import embedding, init_transformer
 
@@ -68,8 +68,8 @@ class HierarchicalFusion(TokenFusion):
     summary, and the tokens of the second stage.
 
     Without encoders, as ``HierarchicalFusion(feature_dim=256, num_heads=8)``, it is a module
-    for tensors: ``fusion(vision=..., lidar=..., radar=...)`` of tokens [B,N,feature_dim] each
-    gives the summary [B,feature_dim].
+    for tensors: ``fusion(vision, lidar, radar)`` of tokens [B,N,feature_dim] each, by position
+    or by name, gives the summary [B,feature_dim].
 
     Args: see :class:`TokenFusion`.
     """
@@ -87,10 +87,17 @@ class HierarchicalFusion(TokenFusion):
         if self.scene is not None:
             init_transformer(self.scene.blocks)
 
-    def forward(self, seen: Modalities | None = None, **given: Tensor) -> Any:
-        """See :meth:`Fusion.forward`; or of tokens by name the summary."""
-        if seen is not None:
+    def forward(
+        self, seen: Modalities | Tensor | None = None, *more: Tensor, **others: Tensor
+    ) -> Any:
+        """See :meth:`Fusion.forward`; or of tokens, see :func:`named`, the summary.
+
+        Raises:
+            ContractError: it cannot be told of what the tokens are.
+        """
+        if isinstance(seen, Modalities):
             return self._staged(self.parts(seen))
+        given = named(() if seen is None else (seen, *more), others)
         rows = next(iter(given.values())).shape[0]
         asking = {"": Tokens.full(self.summary.expand(rows, -1, -1))}
         return self._staged(asking | {k: Tokens.full(v) for k, v in given.items()}).summary

@@ -53,15 +53,17 @@ class PublishedTokenizer(nn.Module):
         """Take over the file in the folder of a published model, where there is one.
 
         Unlike weights it is read even if a checkpoint follows: it is small, and a dry run needs it.
+        Not so one of another size: the checkpoint's own was then made with another file.
 
         Raises:
             InputError: it is missing, and nothing follows that would bring it.
         """
         if folder is None or not self.file.numel():
             return
-        if are_weights_following() and not (Path(folder) / "tokenizer.json").is_file():
-            return
-        self.load(tokenizer_bytes(Path(folder)))
+        path = Path(folder) / "tokenizer.json"
+        same = path.is_file() and path.stat().st_size == self.file.numel()
+        if same or not are_weights_following():
+            self.load(tokenizer_bytes(path.parent))
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -18,7 +18,6 @@ from torch.nn import functional
 from teamvla.config.bytype import ByType
 from teamvla.contract import Contract
 from teamvla.files import publish
-from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.chunking import ChunkSize, ExecutionConfig
 from teamvla.models.features import Features, Tokens
 from teamvla.models.heads.base import HeadConfig
@@ -46,11 +45,12 @@ from teamvla.models.openvla.layout import read_weights, write_json, write_weight
 from teamvla.models.openvla.tokenizer import PublishedTokenizer
 from teamvla.models.openvla.towers import Tower
 from teamvla.models.spaces import Spaces
+from teamvla.models.temporal.remembering import RememberingConfig, RememberingPolicy
 
 _PROMPT = "In: What action should the robot take to {}?\nOut:"
 
 
-class OpenVLAConfig(PolicyConfig):
+class OpenVLAConfig(RememberingConfig):
     """Settings of :class:`OpenVLAWrapper`."""
 
     type: Literal["openvla"] = Field(default="openvla", description="OpenVLA, and OpenVLA-OFT.")
@@ -68,6 +68,12 @@ class OpenVLAConfig(PolicyConfig):
     )
     normalization: NormalizationConfig = NormalizationConfig(actions="quantiles")
     execution: ExecutionConfig = ExecutionConfig(replan_every=1)
+
+    @model_validator(mode="after")
+    def _ranges_have_a_folder(self) -> Self:
+        if self.unnorm_key is not None and self.weights is None:
+            raise ValueError("unnorm_key names ranges in the folder of weights, and there is none")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -124,16 +130,17 @@ class StateProjector(nn.Module):
         return token.unsqueeze(1)
 
 
-class OpenVLAWrapper(Policy):
+class OpenVLAWrapper(RememberingPolicy):
     """OpenVLA (Kim et al. 2024, arXiv 2406.09246) and OpenVLA-OFT (Kim et al. 2025, 2502.19645).
 
         picture -> DINOv2 and SigLIP -> patches side by side -> projector --+
         "In: What action should the robot take to {instruction}?\\nOut:" ----+-> Llama 2 -> head
                                                 state -> token (use_state) --+
+                                    what is recalled -> token (temporal) ----+
 
-    The tokens are [BOS, patches of every camera, state, prompt]; of several cameras the patches
-    follow each other, as in OFT. Instructions are read in lower case, as they were in training.
-    Without ``weights`` it is a small model with fresh ones.
+    The tokens are [BOS, patches of every camera, state, recalled, prompt]; of several cameras the
+    patches follow each other, as in OFT. Instructions are read in lower case, as they were in
+    training. Without ``weights`` it is a small model with fresh ones.
 
     Args:
         config, contract, statistics, loss: see :class:`teamvla.models.base.Policy`.
@@ -168,6 +175,9 @@ class OpenVLAWrapper(Policy):
         self._build_head(width)
         if folder is not None:
             self._load(folder)
+        self.build_recollection(True, config.use_state and self.spaces.state_dim > 0)
+        if self.recollection is not None:
+            self.from_memory = nn.Linear(self.recollection.output_dim, width)
         self._freeze()
 
     def _build(self, architecture: OpenVLAArchitecture) -> None:
@@ -210,6 +220,9 @@ class OpenVLAWrapper(Policy):
         if self.state_projector is not None:
             state = self.normalizer.normalize_state(state_of_rows(observations))
             seen.append(self.state_projector(state))
+        seen += [
+            self.from_memory(part.vector).unsqueeze(1) for part in self.recalled(batch).values()
+        ]
         language = batch.get("language")
         ids, counts = self._read(texts_of("" if language is None else language, rows))
         words = self.language_model.embed_tokens(ids)
@@ -240,9 +253,10 @@ class OpenVLAWrapper(Policy):
         """Write it as OpenVLA is published: configuration, weights, tokenizer and ranges.
 
         Raises:
-            FileExistsError: there is one.
+            FileExistsError: there is one. ConfigError: it has a memory.
         """
         folder = Path(folder)
+        self.require_no_memory()
         write_weights(folder, LAYOUT.outward(self.state_dict()))
         if self.config.architecture.tokenizer_bytes:
             data = bytes(self.tokenizer.file.cpu().numpy())

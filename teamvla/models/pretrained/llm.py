@@ -214,7 +214,7 @@ class LLMBackbone(nn.Module):
         return states
 
     def keep_frozen(self) -> None:
-        """See :meth:`teamvla.models.pretrained.settings.Pretrained.keep_frozen`."""
+        """Freeze its weights if the settings say so."""
         if self.config.freeze:
             self.model.requires_grad_(False)
 

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field
 
@@ -54,14 +54,6 @@ class PretrainedSettings(Settings):
         if self.architecture is not None:
             return self
         return self.model_copy(update={"architecture": self.read_architecture()})
-
-
-@runtime_checkable
-class Pretrained(Protocol):
-    """A module with pretrained weights."""
-
-    def keep_frozen(self) -> None:
-        """Freeze what is not to be trained, such as after everything was set free."""
 
 
 def completed(settings: S) -> S:

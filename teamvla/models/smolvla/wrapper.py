@@ -20,7 +20,6 @@ from torch.nn import functional
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError
 from teamvla.files import publish
-from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.features import Features, Tokens
 from teamvla.models.initialization import init_transformer
 from teamvla.models.losses import LossConfig
@@ -43,11 +42,12 @@ from teamvla.models.smolvla.architecture import (
 )
 from teamvla.models.smolvla.expert import ActionExpert, ExpertHeadConfig, Prefix
 from teamvla.models.spaces import Spaces
+from teamvla.models.temporal.remembering import RememberingConfig, RememberingPolicy
 
 _LOG = logging.getLogger(__name__)
 
 
-class SmolVLAConfig(PolicyConfig):
+class SmolVLAConfig(RememberingConfig):
     """Settings of :class:`SmolVLAWrapper`."""
 
     type: Literal["smolvla"] = Field(default="smolvla", description="SmolVLA.")
@@ -62,7 +62,8 @@ class SmolVLAConfig(PolicyConfig):
     head: ExpertHeadConfig = ExpertHeadConfig()
     freeze_vision: bool = Field(default=False, description="Keep the vision tower as it is.")
     train_expert_only: bool = Field(
-        default=False, description="Keep all but the expert and the state's projector as it is."
+        default=False,
+        description="Keep all but the expert, the state's projector and the memory as it is.",
     )
     max_text_len: int = Field(default=48, ge=1, description="Tokens read of an instruction.")
 
@@ -94,15 +95,17 @@ class Connector(nn.Linear):
         return super().forward(squares.transpose(2, 3).flatten(3).flatten(1, 2))
 
 
-class SmolVLAWrapper(Policy):
+class SmolVLAWrapper(RememberingPolicy):
     """SmolVLA (Shukor et al. 2025, arXiv 2506.01844) on SmolVLM2 (arXiv 2504.05299).
 
         picture -> SigLIP -> pixel shuffle, linear --+
         "{instruction}\\n" -> tokens ----------------+-> SmolLM2, first layers -> keys and values
         state -> one token -------------------------+                                  |
+        what is recalled -> one token (temporal) ---+                                  |
                                                        noise -> action expert -> actions
 
-    Pictures and words see each other; the state sees them, and they do not see it. Without
+    Pictures and words see each other; the state and what is recalled see them and each other, and
+    they see neither. Without
     ``weights`` it is a small model with fresh ones.
 
     Args:
@@ -145,6 +148,9 @@ class SmolVLAWrapper(Policy):
         self.heads = nn.ModuleList([expert])
         if folder is not None:
             self._load(folder)
+        self.build_recollection(True, self.spaces.state_dim > 0)
+        if self.recollection is not None:
+            self.from_memory = nn.Linear(self.recollection.output_dim, width)
         self._freeze()
 
     def _build(self, architecture: SmolVLAArchitecture) -> None:
@@ -182,13 +188,17 @@ class SmolVLAWrapper(Policy):
         ids, counts = self._read(texts_of("" if language is None else language, rows))
         words = self.language_model.embed_tokens(ids)
         words = words * math.sqrt(words.shape[-1])
-        state = self._feel(observations, rows)
-        values = torch.cat([seen.to(words.dtype), words, state.to(words.dtype)], 1)
+        known = [
+            self.from_memory(part.vector).unsqueeze(1) for part in self.recalled(batch).values()
+        ]
+        inner = torch.cat([self._feel(observations, rows), *known], 1)
+        values = torch.cat([seen.to(words.dtype), words, inner.to(words.dtype)], 1)
         there = counts.new_ones(rows, seen.shape[1])
-        mask = torch.cat([there, counts, there[:, :1]], 1)
+        mask = torch.cat([there, counts, there[:, : inner.shape[1]]], 1)
         places = torch.arange(mask.shape[1], device=mask.device)
-        # The state, which is last, is seen by itself alone.
-        allowed = (places < places[-1]) | (places[:, None] == places[-1])
+        # The state and what is recalled, which are last, are seen by themselves alone.
+        first = len(places) - inner.shape[1]
+        allowed = (places < first) | (places[:, None] >= first)
         positions = (mask.long().cumsum(1) - 1).clamp_min(0)
         tokens, caches = self.language_model.keys_values(
             values, positions, allowed & mask[:, None, None]
@@ -232,8 +242,9 @@ class SmolVLAWrapper(Policy):
         The normalisation is not in it.
 
         Raises:
-            FileExistsError: there is one.
+            FileExistsError: there is one. ConfigError: it has a memory.
         """
+        self.require_no_memory()
         folder, whole = Path(folder), LEROBOT_LAYOUT.outward(self.state_dict())
         write_weights(folder, whole, shard_bytes=2**62)
         if self.config.architecture.tokenizer_bytes:

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from teamvla.errors import ContractError
 from teamvla.models.attention import AttentionSettings, TransformerBlock
 from teamvla.models.features import Tokens
 from teamvla.models.initialization import embedding, init_transformer
@@ -45,7 +46,7 @@ class HistoryEncoder(nn.Module):
         action_dim: of a command; 0: commands are not looked at.
         context_dim: of the result.
         num_layers: transformer blocks.
-        window: T at most.
+        window: steps that are looked at, the last ones of T.
         width: E, which ``num_heads`` divides.
         num_heads: parallel attentions.
         mlp_ratio: hidden width of the MLPs / E.
@@ -83,9 +84,18 @@ class HistoryEncoder(nn.Module):
             actions: [B,T-1,action_dim]; may be left out.
             mask: bool [B,T], False for what was before the episode's start; the command behind
                 such an observation does not count either.
+
+        Raises:
+            ContractError: there are more or fewer commands.
         """
+        if actions is not None and actions.shape[1] != observations.shape[1] - 1:
+            expected = f"{observations.shape[1] - 1}, one between each two observations"
+            raise ContractError("commands of a history", expected, f"{actions.shape[1]}")
+        observations = observations[:, -self.window :]
         batch, steps, _ = observations.shape
-        there = observations.new_ones(batch, steps, dtype=torch.bool) if mask is None else mask
+        actions = None if actions is None else actions[:, actions.shape[1] + 1 - steps :]
+        there = observations.new_ones(batch, steps, dtype=torch.bool)
+        there = there if mask is None else mask[:, -self.window :]
         ages = self.ages[self.window - steps :]
         tokens = self.from_observation(observations) + ages + self.kinds[0]
         parts = [Tokens(tokens, there)]

@@ -20,7 +20,7 @@ class Windows:
     """Sequences in steps of R control steps.
 
     Attributes:
-        observations: those at the beginning of each step, [B,T,...].
+        observations: those at the beginning of each step, [B,T,...]; 0 where it is not there.
         actions: mean of the commands in it, [B,T,A].
         reward: mean of the rewards in it, [B,T], or None; where the episode ends in it the last
             one, which tells how it ended.
@@ -71,7 +71,8 @@ class Windows:
         if reward is not None:
             reward = _rewards(cut(reward.float()), valid, behind)
         return cls(
-            {name: cut(value)[:, :, 0] for name, value in batch["observations"].items()
+            {name: _there(cut(value)[:, :, 0], valid[:, :, 0])
+             for name, value in batch["observations"].items()
              if value.dim() > 1 and value.shape[:2] == is_pad.shape},
             _mean_of_valid(cut(actions[:, :, 0].float()), valid),
             reward,
@@ -100,6 +101,12 @@ class Windows:
 def pick(values: Tensor, starts: Sequence[int], steps: int) -> Tensor:
     """[B,T,...] to [B*starts,steps,...]: so many from each start on."""
     return torch.stack([values[:, at : at + steps] for at in starts], 1).flatten(0, 1)
+
+
+def _there(values: Tensor, there: Tensor) -> Tensor:
+    """[B,T,...], 0 where bool [B,T] says that they are padding: a slope of 0 times NaN is no 0."""
+    shape = there.shape + (1,) * (values.dim() - 2)
+    return values.masked_fill(~there.view(shape), 0)
 
 
 def _rewards(rewards: Tensor, valid: Tensor, behind: Tensor) -> Tensor:

@@ -6,21 +6,21 @@ N candidates, H steps ahead, A action, V cameras.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AliasChoices, Field, model_validator
 from torch import Generator, Tensor
 
 from teamvla.contract import Contract
 from teamvla.errors import ConfigError, ContractError
 from teamvla.models.base import Policy, PolicyConfig
-from teamvla.models.chunking import ChunkSize, ExecutionConfig
+from teamvla.models.chunking import ExecutionConfig
 from teamvla.models.features import Features
 from teamvla.models.losses import LossConfig
 from teamvla.models.observations import batch_of
@@ -50,7 +50,11 @@ class WorldModelConfig(PolicyConfig):
     """Settings of :class:`WorldModel`."""
 
     type: Literal["world_model"] = Field(default="world_model", description="Learns, and plans.")
-    chunk_size: ChunkSize = 1
+    chunk_size: Literal[1] = Field(
+        default=1,
+        validation_alias=AliasChoices("chunk_size", "action_horizon", "horizon"),
+        description="It gives one command at a time.",
+    )
     head: None = Field(default=None, description="It plans.")  # type: ignore[assignment]
     execution: ExecutionConfig = ExecutionConfig(replan_every=1)
     action_repeat: int = Field(
@@ -62,13 +66,19 @@ class WorldModelConfig(PolicyConfig):
     loss: WorldLossConfig = WorldLossConfig()
     planner: PlannerConfig = PlannerConfig()
 
-    ADJUSTABLE: ClassVar[tuple[str, ...]] = ("execution", "planner")
+    ADJUSTABLE: ClassVar[tuple[str, ...]] = ("planner",)
     NEEDED_FIELDS: ClassVar[tuple[str, ...]] = ("reward",)
 
     @property
     def learns_from_sequences(self) -> str:
         """A model of the world learns what comes of commands."""
         return "a world model learns what comes next"
+
+    @model_validator(mode="after")
+    def _has_no_chunks(self) -> Self:
+        if self.execution != ExecutionConfig(replan_every=1):
+            raise ValueError("execution: there are no chunks; action_repeat tells when it plans")
+        return self
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,9 @@ class WorldModel(Policy):
 
     def observe(self, batch: Mapping[str, Any]) -> LatentState:
         """What is believed [B,T,...] along sequences; see :meth:`loss` for the batch."""
-        seen = self._windows(batch, rewards=False)
+        return self._along(self._windows(batch, rewards=False))
+
+    def _along(self, seen: Windows) -> LatentState:
         observed = self._observed(seen.observations)
         return self.rssm.observe(self.encoder(observed), seen.actions)[0]
 
@@ -220,10 +232,10 @@ class WorldModel(Policy):
         if rewards:
             batch = self._with_targets(batch)
         if rewards and self.training and repeat > 1:  # so that every observation is learned from
-            skipped = int(torch.randint(repeat, ()))
+            spare = batch["actions"].shape[1] - repeat
+            skipped = int(torch.randint(min(repeat, max(0, spare) + 1), ()))
         windows = Windows.of(batch, repeat, skipped)
-        normal = self.normalizer.normalize_actions(windows.actions)
-        return windows.with_actions(normal.clamp(-1, 1))
+        return windows.with_actions(self.normalizer.normalize_actions(windows.actions))
 
     def _with_targets(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The batch with its targets, joined, among what is observed."""
@@ -255,7 +267,6 @@ class WorldModel(Policy):
     def adjust(self, config: PolicyConfig) -> None:
         """Act by the settings of ``config`` that may differ between training and evaluation."""
         assert isinstance(config, WorldModelConfig)
-        self.set_execution(config.execution)
         self.set_planner(config.planner)
 
     def set_planner(self, planner: PlannerConfig) -> None:
@@ -287,7 +298,8 @@ class WorldModel(Policy):
             expected = self.rssm.initial(1)
         else:
             done = torch.from_numpy(self._last_action).to(self.device)[None]
-            expected = self.rssm.imagine_step(self._belief, self._normal(done))
+            normal = self.normalizer.normalize_actions(done)
+            expected = self.rssm.imagine_step(self._belief, normal)
         self._belief = self.rssm.observe_step(expected, seen)
         if self._planner is None or self._random is None:
             self._planner, self._random = self._fresh_planner()
@@ -309,9 +321,6 @@ class WorldModel(Policy):
         features = self.rssm.imagine(state, candidates).features
         return total_return(self.reward(features), self.continuation(features), self._settings)
 
-    def _normal(self, action: Tensor) -> Tensor:
-        return self.normalizer.normalize_actions(action).clamp(-1, 1)
-
     def encode(self, batch: Mapping[str, Any]) -> list[Features]:
         """What is believed at the end of each sequence, or of a single observation."""
         return [Features.of(self._belief_of(batch).features)]
@@ -319,7 +328,10 @@ class WorldModel(Policy):
     def _belief_of(self, batch: Mapping[str, Any]) -> LatentState:
         """The belief [B,...] behind all that a batch shows."""
         if "observation_is_pad" in batch and "actions" in batch:
-            return self.observe(batch).map(lambda part: part[:, -1])
+            seen = self._windows(batch, rewards=False)
+            last = seen.there.sum(1).sub(1).clamp_min(0)
+            rows = torch.arange(len(last), device=last.device)
+            return self._along(seen).map(lambda part: part[rows, last])
         observations = batch["observations"]
         if self._is_sequence(observations):  # without its actions: the last step alone
             observations = {name: value[:, -1] for name, value in observations.items()}
@@ -362,15 +374,8 @@ class WorldModel(Policy):
         told: Mapping[str, Tensor] = self.decoder(states.features[:, -1])
         return told.get("state", self.reward(states.features))
 
-    @torch.no_grad()
-    def predict_action_chunk(
-        self,
-        obs: Mapping[str, Any],
-        language: str | Sequence[str] | None = None,
-        generator: Generator | None = None,
-    ) -> Tensor:
-        """The next command [B,1,A], of which nothing before ``obs`` is known; see :meth:`act`."""
-        batch = batch_of(obs, language, self._contract, self.device, self._last_action)
+    def _predicted(self, batch: Mapping[str, Any], generator: Generator | None = None) -> Tensor:
+        """See :meth:`Policy._predicted`: nothing before the batch is known."""
         predicted: Tensor = self.forward(batch)["predicted_actions"]
         return predicted
 
