@@ -7,7 +7,7 @@ is followed in seconds on any machine.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, Literal
@@ -54,14 +54,13 @@ class SmallNumbers(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known = WeakIdKeyDictionary()
+        self._known: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """The numbers of a tensor, on the host, if they are known."""
         if not isinstance(tensor, FakeTensor):
             return None if tensor.is_meta else tensor
-        known: Tensor | None = self._known.get(tensor)
-        return known
+        return self._known.get(tensor)
 
     def note(self, pretended: Tensor, numbers: Tensor) -> None:
         """These are the numbers of a tensor; of a large one they are not kept."""
