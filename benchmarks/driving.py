@@ -191,20 +191,36 @@ def _line(found: dict[str, Any]) -> str:
 def _table(out: Path) -> str:
     """Markdown: a table for each figure, a line per row and a column per situation."""
     rows = {name: (_read(out / name / "row.json") or {"evaluations": {}}) for name in ROWS}
-    found = {name: row["evaluations"] for name, row in rows.items() if row["evaluations"]}
-    blank = " | ".join(["---"] * (1 + len(SITUATIONS)))
+    found = {name: _with_total(row["evaluations"]) for name, row in rows.items()}
+    found = {name: situations for name, situations in found.items() if situations}
     lines = []
     for figure, cell in _FIGURES.items():
-        lines += [f"| {figure} | {' | '.join(SITUATIONS)} |", f"| {blank} |"]
-        for name, situations in found.items():
-            cells = (cell(situations[s]) if s in situations else "" for s in SITUATIONS)
-            lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
-        if figure in _STEADY:  # the same for every row
-            situations = next(iter(found.values()))
-            cells = (_error(_STEADY[figure], situations[s]) for s in SITUATIONS if s in situations)
-            lines.append(f"| constant velocity | {' | '.join(cells)} |")
+        columns = (*SITUATIONS, "together")
+        lines += [f"| {figure} | {' | '.join(columns)} |", "| --- " * (1 + len(columns)) + "|"]
+        shown = {name.replace("_", " "): (cell, seen) for name, seen in found.items()}
+        if figure in _STEADY and found:  # the same for every row
+            shown["constant velocity"] = (_STEADY[figure], next(iter(found.values())))
+        for name, (say, seen) in shown.items():
+            cells = (say(seen[column]) if column in seen else "" for column in columns)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _with_total(situations: dict[str, Any]) -> dict[str, Any]:
+    """Besides ``together``, once every situation is finished."""
+    if any("episodes" not in situations.get(name, {}) for name in SITUATIONS):
+        return {name: found for name, found in situations.items() if "episodes" in found}
+    each = [situations[name] for name in SITUATIONS]
+    total: dict[str, Any] = {
+        name: sum(found[name] for found in each)
+        for name in ("successes", "episodes", "collisions", "km")
+    }
+    total["interval_95"] = wilson_interval(total["successes"], total["episodes"])
+    for kind in ("ade", "fde", "steady_ade", "steady_fde"):
+        means, halves = np.array([found[kind] for found in each]).T
+        total[kind] = (means.mean(), np.linalg.norm(halves) / len(halves))
+    return {**situations, "together": total}
 
 
 def _error(kind: str, found: dict[str, Any]) -> str:
@@ -231,7 +247,7 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "route success": _route_success,
     "collisions per km": _collisions_per_km,
 }
-_STEADY = {"ADE, m": "steady_ade", "FDE, m": "steady_fde"}
+_STEADY = {"ADE, m": partial(_error, "steady_ade"), "FDE, m": partial(_error, "steady_fde")}
 
 
 def main() -> None:
