@@ -41,8 +41,13 @@ def import_user_object(target: str, where: str, mend: str | None = None) -> Call
         if module.partition(".")[0] != __name__.partition(".")[0]:
             look_in_the_current_folder()
         try:
-            found = getattr(importlib.import_module(module), name)
+            loaded = importlib.import_module(module)
+            found = getattr(loaded, name, None)
             got = f"a {type(found).__name__}"
+            if not hasattr(loaded, name):
+                near = difflib.get_close_matches(name, dir(loaded), 1, CUTOFF)
+                got = f"no {name} in {module}"
+                mend = f"Did you mean {near[0]!r}? {mend or ''}".rstrip() if near else mend
         except (Exception, SystemExit) as error:  # whatever the module does when it is imported
             got = told_in_a_line(error)
     if not callable(found):

@@ -365,11 +365,23 @@ def test_another_base_is_refused(adapted, project, tmp_path):
         load_policy(moved)
 
 
-def test_a_base_beside_the_checkpoint_is_found(adapted, base, tmp_path):
-    moved = tmp_path / "moved.ckpt"
+@pytest.mark.parametrize(("own", "its"), [("moved.ckpt", "last.ckpt"), ("last.ckpt", "base.ckpt")])
+def test_a_base_beside_the_checkpoint_is_found_under_any_name(adapted, base, tmp_path, own, its):
+    moved = tmp_path / own
     moved.write_bytes((adapted / "checkpoints" / "last.ckpt").read_bytes())
-    (tmp_path / base.name).write_bytes(base.read_bytes())
+    (tmp_path / "broken.ckpt").write_bytes(b"nothing")
+    (tmp_path / its).write_bytes(base.read_bytes())
     assert has_lora(load_policy(moved)[0])
+
+
+@needs_peft
+@pytest.mark.parametrize(("trained", "warned"), [("", True), ("*", False)])
+def test_adapters_of_what_has_learned_nothing_yet_are_warned_of(
+    project, tmp_path, caplog, trained, warned
+):
+    train = f"model.adaptation.lora.train=[{trained!r}]" if trained else "trainer.epochs=1"
+    start_run(project.override(("model.adaptation.lora.r=2", train)), tmp_path / "run")
+    assert ("freezes what has learned nothing yet" in caplog.text) == warned
 
 
 @needs_peft

@@ -244,7 +244,8 @@ def test_what_a_user_names_is_found_in_the_current_folder(tmp_path, monkeypatch)
     assert import_user_object("my_own_module:thing", "task.wrap")() == 7
     wrong = {
         "my_own_module:NUMBER": "a int",
-        "my_own_module:nothing": "AttributeError: module 'my_own_module' has no attribute",
+        "my_own_module:nothing": "no nothing in my_own_module",
+        "my_own_module:thinq": "no thinq in my_own_module. Did you mean 'thing'? Mend it.",
         "my_broken_module:thing": "SystemExit: no",
         "thing": "no MODULE:NAME",
     }
@@ -253,7 +254,7 @@ def test_what_a_user_names_is_found_in_the_current_folder(tmp_path, monkeypatch)
             import_user_object(target, "task.wrap", "Mend it.")
         expected = f"task.wrap {target!r}: expected a class or function that can be imported, got "
         assert str(told.value).startswith(expected + got)
-        assert str(told.value).endswith(". Mend it.")
+        assert str(told.value).endswith(" Mend it.")
     sys.modules.pop("my_own_module")
 
 

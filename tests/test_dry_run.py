@@ -82,13 +82,24 @@ def test_the_memory_of_a_step_on_sequences_is_that_of_a_real_one(steps, lift_roo
     assert told == pytest.approx(real, rel=0.15)
 
 
-def test_a_model_of_the_world_is_followed(tmp_path):
+#: recipes that learn from driving -> what makes them small
+ON_THE_ROAD = {
+    "train_world": (
+        "dataset.sequence_length=20", "model.senses.hidden_dim=16", "model.senses.picture_size=8",
+        "model.rssm.deterministic=16",
+    ),
+    # Its IMU goes through an LSTM, whose operations leave notes for each other.
+    "train_driving": ("task.lidar={columns: 40, beams: 4}", "trainer.precision=bf16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ON_THE_ROAD)
+def test_recipes_for_driving_are_followed(recipe, tmp_path):
     sets = (
-        "task.max_steps=40", "task.camera={height: 16, width: 16}", "dataset.sequence_length=20",
-        "model.senses.hidden_dim=16", "model.senses.picture_size=8", "model.rssm.deterministic=16",
-        "dataset.batch_size=2", "index.val_fraction=0",
+        "task.max_steps=40", "task.camera={height: 16, width: 16}", "dataset.batch_size=2",
+        "index={val_fraction: 0, only_successful: false}", *ON_THE_ROAD[recipe],
     )  # fmt: skip
-    project = Project.load("train_world", sets).replace("dataset", roots=[str(tmp_path / "data")])
+    project = Project.load(recipe, sets).replace("dataset", roots=[str(tmp_path / "data")])
     task, config = project.section("task", TaskConfig), project.section("record", RecordConfig)
     config = config.model_copy(
         update={"expert": "teamvla.record.explorers:Wanderer", "keep_failures": True}
@@ -217,9 +228,16 @@ def test_an_index_is_of_the_given_settings_and_not_written_to_the_data(lift_root
     )
 
 
-def test_wrong_settings_are_refused_as_by_a_training(lift_root):
-    with pytest.raises(ConfigError, match=r"optimizer\.groups"):
-        estimate(project_of(lift_root, "optimizer.groups=[{pattern: nothing.*}]"))
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("optimizer.groups=[{pattern: nothing.*}]", r"optimizer\.groups"),
+        ("trainer.save=trained", "Give --init-from"),
+    ],
+)
+def test_wrong_settings_are_refused_as_by_a_training(lift_root, setting, said):
+    with pytest.raises(ConfigError, match=said):
+        estimate(project_of(lift_root, setting))
 
 
 def test_the_command_writes_no_run_and_tells_all_of_it(lift_root, tmp_path, capsys, monkeypatch):

@@ -55,6 +55,12 @@ def test_a_score_survives_json():
     assert Score.from_dict(before.to_dict()) == before
 
 
+def test_the_return_is_a_mean_over_all_episodes():
+    trials = (Trial(0, True, 10, 3.0), Trial(1, False, 20, 1.0))
+    assert Score(trials).to_dict()["mean_return"] == 2.0
+    assert Score(()).mean_return is None
+
+
 def test_steps_to_success_leave_failures_out():
     assert score(True, False, True).mean_steps_to_success == 11
     assert score(False).mean_steps_to_success is None

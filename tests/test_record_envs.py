@@ -254,7 +254,7 @@ def test_the_steps_of_an_episode_under_way_are_shown(tmp_path, caplog):
     ("expert", "said"),
     {
         "nosuchmodule:Expert": "ModuleNotFoundError: No module named 'nosuchmodule'",
-        "small_env:Nobody": "AttributeError: .*Nobody",
+        "small_env:Nobody": "got no Nobody in small_env",
         "small_env": "got no MODULE:NAME",
         "small_env:CONTRACT": "got a Contract",
         "small_env:Unmakeable": "ValueError: not today",

@@ -19,7 +19,9 @@ _DEPTH = 2
 #: of a policy, and the registry that knows each
 PARTS = {
     "vision": "ENCODER_REGISTRY",
+    "projector": "PROJECTOR_REGISTRY",
     "language": "TEXT_ENCODER_REGISTRY",
+    "temporal": "TEMPORAL_REGISTRY",
     "fusion": "FUSION_REGISTRY",
     "head": "ACTION_HEAD_REGISTRY",
 }
@@ -171,6 +173,8 @@ def _summary(header: Header, verified: bool) -> dict[str, str]:
 def _parts(model: Any) -> str:
     """``vision cnn, language characters, ...``, of those that the model has."""
     parts = [f"{name} {kind}" for name in PARTS if (kind := _kind(model, name))]
+    if isinstance(model, dict) and isinstance(model.get("llm"), dict):
+        parts.append(f"llm {_first(model['llm'], 'model_name')}")
     chunk = _first(model, "chunk_size")
     return ", ".join([*parts, f"chunk {chunk}"] if chunk else parts)
 
@@ -218,14 +222,17 @@ def _contract(header: Header) -> dict[str, str]:
         for camera in _items(contract, "cameras")
     ]
     signals = [
-        f"{_first(signal, 'field')} ({_first(signal, 'role')} {_first(signal, 'dtype')})"
+        f"{_first(signal, 'field')} ({_first(signal, 'role')}, {_first(signal, 'unit')})"
         for signal in _items(contract, "signals")
     ]
     units = [inline(contract.get(key, "?")) for key in ("angle_unit", "length_unit")]
-    return {
-        "embodiment": f"{_first(contract, 'embodiment')}, {_first(contract, 'control_hz')} Hz",
+    of_arms = {
         "action": f"{_first(contract, 'action')}, {_first(contract, 'action_timing')}",
         "units": f"{', '.join(units)}, gripper {_first(contract, 'gripper')}",
+    }
+    return {
+        "embodiment": f"{_first(contract, 'embodiment')}, {_first(contract, 'control_hz')} Hz",
+        **(of_arms if arms else {}),
         "arms": ", ".join(arms),
         "cameras": ", ".join(cameras),
         "signals": ", ".join(signals),

@@ -10,6 +10,7 @@ import numpy as np
 
 from teamvla.checkpoint import read_header
 from teamvla.config import Project
+from teamvla.config.differences import differences
 from teamvla.errors import ConfigError, RegistryError
 from teamvla.evaluation.baselines import BASELINES, Blind, Deaf
 from teamvla.models.base import Policy, PolicyConfig
@@ -48,10 +49,13 @@ class PolicyFromCheckpoint:
         project = own.override(self.overrides)
         before, after = (p.section("model", PolicyConfig) for p in (own, project))
         free = before.ADJUSTABLE
-        if before != after.model_copy(update={name: getattr(before, name) for name in free}):
+        kept = after.model_copy(update={name: getattr(before, name) for name in free})
+        if before != kept:
             named = " and ".join(f"model.{name}" for name in free)
+            other = differences(before.model_dump(mode="json"), kept.model_dump(mode="json"))
             raise ConfigError(
-                "--set model", f"a change of {named} at most", "another model",
+                "--set model", f"a change of {named} at most",
+                f"another model ({'; '.join(other[:3])})",
                 "What was trained cannot be changed; how it acts can.",
             )  # fmt: skip
         return project

@@ -109,6 +109,12 @@ class Score:
         steps = [trial.steps for trial in self.trials if trial.success]
         return sum(steps) / len(steps) if steps else None
 
+    @property
+    def mean_return(self) -> float | None:
+        """Mean over the episodes of their rewards, summed."""
+        returns = [trial.reward for trial in self.trials]
+        return sum(returns) / len(returns) if returns else None
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "success_rate": self.success_rate,
@@ -116,6 +122,7 @@ class Score:
             "episodes": self.episodes,
             "interval_95": list(self.interval),
             "mean_steps_to_success": self.mean_steps_to_success,
+            "mean_return": self.mean_return,
             "broken": self.broken,
             "trials": [asdict(trial) for trial in self.trials],
         }

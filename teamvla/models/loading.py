@@ -149,24 +149,36 @@ def find_base(header: Header) -> tuple[Header, Tensors] | None:
     """The checkpoint that has the frozen tensors of another; None if that is whole.
 
     Raises:
-        InputError: it is neither where it was, seen from the checkpoint, nor beside it.
-        CheckpointError: another one is there.
+        InputError: it is neither where it was, seen from the checkpoint, nor beside it under
+            any name.
+        CheckpointError: another one is there by its name.
     """
     entry, where = header.meta.get("base"), header.path
     if entry is None:
         return None
     if not (isinstance(entry, dict) and all(type(entry.get(k)) is str for k in ("file", "sha256"))):
         raise CheckpointError(str(where), "a base with file and sha256", f"{entry!r:.80}")
-    places = [where.parent / entry["file"], where.parent / Path(entry["file"]).name]
-    found = next((place for place in places if place.is_file()), None)
-    told = f"its base (sha256 {entry['sha256'][:12]}...), which has what was not trained"
-    if found is None:
-        mend = "Put it back, or beside the checkpoint."
-        raise InputError(str(places[0]), told, "no such file", mend)
-    if (sha256 := read_header(found).sha256) != entry["sha256"]:
-        got = f"another checkpoint (sha256 {sha256[:12]}...)"
-        raise CheckpointError(str(found), f"of {where.name} {told}", got)
-    return read_checkpoint(found)
+    first = where.parent / entry["file"]
+    places = [place for place in (first, *sorted(where.parent.glob("*.ckpt"))) if place.is_file()]
+    others = [place for place in places if not place.samefile(where)]
+    found = next((place for place in others if _sha256(place) == entry["sha256"]), None)
+    if found is not None:
+        return read_checkpoint(found)
+    base = f"its base (sha256 {entry['sha256'][:12]}...)"
+    told = f"of {where.name} {base}, which has what was not trained"
+    mend = "Put it back, or beside the checkpoint under any name that ends in .ckpt."
+    if (other := next((place for place in others if place.name == first.name), None)) is not None:
+        got = f"another checkpoint (sha256 {_sha256(other)[:12]}...)"
+        raise CheckpointError(str(other), told, got, mend)
+    raise InputError(str(first), told, "no such file", mend)
+
+
+def _sha256(path: Path) -> str:
+    """The digest in a checkpoint's header; empty of a file that is none."""
+    try:
+        return read_header(path).sha256
+    except CheckpointError:
+        return ""
 
 
 def config_of(header: Header) -> Project:

@@ -229,5 +229,6 @@ def _without_success(recorder: Recorder, total: Recording, one: Recorded) -> Sim
         "an expert that mostly succeeds",
         f"{total.successes} successes in {total.attempts} attempts; "
         f"the last {len(one.failures)} failed, at last: {one.failures[-1]}",
-        "Lower record.noise.sigma or the randomisation, or mend the expert.",
+        "Lower record.noise or the randomisation, mend the expert, or record what fails as well "
+        "(--keep-failures).",
     )

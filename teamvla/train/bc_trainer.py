@@ -39,7 +39,7 @@ __all__ = [
     "train_one_epoch",
 ]
 #: of a policy, in the order of the data's way through it
-PARTS = ("vision", "language", "fusion", "head")
+PARTS = ("vision", "projector", "language", "temporal", "fusion", "head")
 _LOG = logging.getLogger(__name__)
 
 

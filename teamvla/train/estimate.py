@@ -23,9 +23,8 @@ from teamvla.config import Project
 from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.pretrained.llm import LLMBackbone, Vocabulary
 from teamvla.models.pretrained.settings import completed
-from teamvla.train.checkpoints import require_same_model
 from teamvla.train.material import Material, gather
-from teamvla.train.runs import build_model, settled
+from teamvla.train.runs import build_model, require_start, settled, warn_of_frozen
 from teamvla.train.schedulers import OptimizerConfig, parameter_groups
 from teamvla.train.timing import Timing, state_bytes, time_batch, time_calls, time_update
 from teamvla.train.tracing import Trace, follow_step, pretending, without_weights
@@ -123,12 +122,13 @@ def estimate(project: Project, init_checkpoint: Path | None = None) -> Estimate:
     """
     project = settled(project)
     config = completed(project.section("model", PolicyConfig))
-    if init_checkpoint is not None:
-        require_same_model(init_checkpoint, config)
+    require_start(project, init_checkpoint)
     with TemporaryDirectory(prefix="teamvla-") as folder:
         material = gather(project, scratch=Path(folder) / "index")
         with without_weights():
             policy = build_model(project, material.contract, material.statistics, config)
+        if init_checkpoint is None:
+            warn_of_frozen(policy)
         _read_tokenizers(policy)
         optimizer = project.section("optimizer", OptimizerConfig)
         parameter_groups(policy, optimizer)  # raises where its patterns are wrong

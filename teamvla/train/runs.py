@@ -23,9 +23,11 @@ from teamvla.errors import CheckpointError, ConfigError, InputError
 from teamvla.files import check_folder, publish
 from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.building import build_policy
+from teamvla.models.encoders.pretrained import PretrainedVisionEncoder
 from teamvla.models.heads.base import HeadConfig
 from teamvla.models.loading import base_entry
 from teamvla.models.losses import LossConfig, needs_geometry, require_geometry
+from teamvla.models.pretrained.llm import LLMBackbone
 from teamvla.models.pretrained.settings import completed, weights_follow
 from teamvla.train.checkpoints import (
     init_from,
@@ -197,14 +199,10 @@ def start_run(
             str(folder), "a new folder", "one that holds a run",
             f"Continue it with `teamvla train --resume {folder}`, or choose another --out.",
         )  # fmt: skip
-    if init_checkpoint is not None:
-        require_same_model(init_checkpoint, project.section("model", PolicyConfig))
-    elif project.section("trainer", TrainerConfig).save == "trained":
-        raise ConfigError(
-            "trainer.save", "all, or --init-from with the checkpoint that has what is frozen",
-            "trained without one", "Give --init-from CKPT.",
-        )  # fmt: skip
+    require_start(project, init_checkpoint)
     run = open_run(settled(project), folder)
+    if init_checkpoint is None:
+        warn_of_frozen(run.learner.policy)
     _tell_what_is_left_out(run)
     if init_checkpoint is not None:
         parent = init_from(init_checkpoint, run.learner)
@@ -216,6 +214,39 @@ def start_run(
     text = yaml.safe_dump(run.meta["config"], sort_keys=False)
     publish(folder / "config.yaml", lambda file: file.write(text.encode("utf-8")))
     return run
+
+
+def require_start(project: Project, init_checkpoint: Path | None) -> None:
+    """Refuse a checkpoint to start from that is of another model, or the lack of one.
+
+    Raises:
+        ConfigError, CheckpointError, InputError: it does not fit, or is not there.
+    """
+    if init_checkpoint is not None:
+        require_same_model(init_checkpoint, project.section("model", PolicyConfig))
+    elif project.section("trainer", TrainerConfig).save == "trained":
+        raise ConfigError(
+            "trainer.save", "all, or --init-from with the checkpoint that has what is frozen",
+            "trained without one", "Give --init-from CKPT.",
+        )  # fmt: skip
+
+
+def warn_of_frozen(policy: Policy) -> None:
+    """Say which parts adapters have frozen although they have learned nothing yet."""
+    if policy.config.adaptation.lora is None or getattr(policy.config, "weights", None):
+        return
+    fresh = [
+        name
+        for name, part in policy.named_children()
+        if not isinstance(part, PretrainedVisionEncoder | LLMBackbone)
+        and any(not p.requires_grad for p in part.parameters())
+    ]
+    if fresh:
+        _LOG.warning(
+            "model.adaptation.lora freezes what has learned nothing yet: %s. Start from a "
+            "checkpoint (--init-from), or name them in lora.train (%s.*)",
+            ", ".join(fresh), fresh[-1],
+        )  # fmt: skip
 
 
 def finished_state(folder: Path) -> TrainingState | None:

@@ -167,8 +167,8 @@ def across(parts: Mapping[str, Tokens]) -> Tensor:
     """
     counts = [part.values.shape[1] for part in parts.values()]
     mask = torch.cat([part.mask for part in parts.values()], 1)[:, None, None]
-    kinds = torch.repeat_interleave(
-        torch.arange(len(counts), device=mask.device), torch.tensor(counts, device=mask.device)
+    kinds = torch.cat(
+        [mask.new_full((n,), kind, dtype=torch.long) for kind, n in enumerate(counts)]
     )
     seen = mask & (kinds[:, None] != kinds)
     return seen | (mask & ~seen.any(-1, keepdim=True))
