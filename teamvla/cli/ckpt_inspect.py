@@ -222,8 +222,12 @@ def _contract(header: Header) -> dict[str, str]:
         for camera in _items(contract, "cameras")
     ]
     signals = [
-        f"{_first(signal, 'field')} ({_first(signal, 'role')}, {_first(signal, 'unit')})"
-        for signal in _items(contract, "signals")
+        f"{_first(signal, 'field')} ({_first(signal, 'role')} {_first(signal, 'dtype')}"
+        f"{(unit := _first(signal, 'unit')) and f', {unit}'})"
+        # What it commands goes first: a long line is cut.
+        for signal in sorted(
+            _items(contract, "signals"), key=lambda s: _first(s, "role") != "action"
+        )
     ]
     units = [inline(contract.get(key, "?")) for key in ("angle_unit", "length_unit")]
     of_arms = {
