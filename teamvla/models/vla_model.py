@@ -102,8 +102,7 @@ class VLAModel(SensingPolicy):
             self.projector = build_projector(config.projector, self.vision.dim, width)
         if self.feels:
             self.from_state = nn.Linear(self.spaces.state_dim, width)
-        if self.recollection is not None:
-            self.from_memory = nn.Linear(self.recollection.output_dim, width)
+        self.build_memory_token(width)
         # States of language models have a few numbers that are hundreds of times the others.
         self.norm = nn.LayerNorm(width)
         self.build_heads(width, config.separate_heads)
@@ -125,8 +124,7 @@ class VLAModel(SensingPolicy):
         parts.append(self._words(texts_of("" if language is None else language, rows)))
         if seen.state is not None:
             parts.append(Tokens.full(self.from_state(seen.state).unsqueeze(1)))
-        for recalled in seen.sensors.values():
-            parts.append(Tokens.full(self.from_memory(recalled.vector).unsqueeze(1)))
+        parts += map(Tokens.full, self.memory_tokens(seen.sensors))
         return [*parts, Tokens.full(self.action.expand(rows, -1, -1))]
 
     def _projected(self, pictures: Tensor) -> Tokens:

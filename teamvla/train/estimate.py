@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from teamvla.config import Project
 from teamvla.models.base import Policy, PolicyConfig
@@ -199,8 +199,7 @@ def _follow(policy: Policy, material: Material, autocast: bool) -> tuple[Trace, 
             batch[name] = torch.zeros(batch[name].shape, dtype=torch.bool, device=device)
         known = sorted(material.train_loader.dataset.instructions)
         batch["language"] = list(islice(cycle(known or [""]), rows))
-        tensors: list[Tensor] = []
-        tree_map(lambda x: tensors.append(x) if isinstance(x, Tensor) else None, batch)
+        tensors = [value for value in tree_leaves(batch) if isinstance(value, Tensor)]
         trace = follow_step(policy, batch, autocast, numbers)
     return trace, _nbytes(tensors)
 

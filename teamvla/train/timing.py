@@ -194,15 +194,8 @@ def _made(value: Any) -> Any:
 
 
 def _devices(call: Call) -> set[torch.device]:
-    found: set[torch.device] = set()
-
-    def note(value: Any) -> Any:
-        if isinstance(value, TensorShape):
-            found.add(value.device)
-        return value
-
-    tree_map(note, (call.args, call.kwargs))
-    return found
+    values = tree_leaves((call.args, call.kwargs))
+    return {value.device for value in values if isinstance(value, TensorShape)}
 
 
 def _seconds_of(run: Callable[[], object], device: torch.device) -> float:

@@ -176,8 +176,7 @@ class OpenVLAWrapper(RememberingPolicy):
         if folder is not None:
             self._load(folder)
         self.build_recollection(True, config.use_state and self.spaces.state_dim > 0)
-        if self.recollection is not None:
-            self.from_memory = nn.Linear(self.recollection.output_dim, width)
+        self.build_memory_token(width)
         self._freeze()
 
     def _build(self, architecture: OpenVLAArchitecture) -> None:
@@ -220,9 +219,7 @@ class OpenVLAWrapper(RememberingPolicy):
         if self.state_projector is not None:
             state = self.normalizer.normalize_state(state_of_rows(observations))
             seen.append(self.state_projector(state))
-        seen += [
-            self.from_memory(part.vector).unsqueeze(1) for part in self.recalled(batch).values()
-        ]
+        seen += self.memory_tokens(self.recalled(batch))
         language = batch.get("language")
         ids, counts = self._read(texts_of("" if language is None else language, rows))
         words = self.language_model.embed_tokens(ids)

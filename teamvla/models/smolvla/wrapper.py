@@ -149,8 +149,7 @@ class SmolVLAWrapper(RememberingPolicy):
         if folder is not None:
             self._load(folder)
         self.build_recollection(True, self.spaces.state_dim > 0)
-        if self.recollection is not None:
-            self.from_memory = nn.Linear(self.recollection.output_dim, width)
+        self.build_memory_token(width)
         self._freeze()
 
     def _build(self, architecture: SmolVLAArchitecture) -> None:
@@ -188,10 +187,8 @@ class SmolVLAWrapper(RememberingPolicy):
         ids, counts = self._read(texts_of("" if language is None else language, rows))
         words = self.language_model.embed_tokens(ids)
         words = words * math.sqrt(words.shape[-1])
-        known = [
-            self.from_memory(part.vector).unsqueeze(1) for part in self.recalled(batch).values()
-        ]
-        inner = torch.cat([self._feel(observations, rows), *known], 1)
+        remembered = self.memory_tokens(self.recalled(batch))
+        inner = torch.cat([self._feel(observations, rows), *remembered], 1)
         values = torch.cat([seen.to(words.dtype), words, inner.to(words.dtype)], 1)
         there = counts.new_ones(rows, seen.shape[1])
         mask = torch.cat([there, counts, there[:, : inner.shape[1]]], 1)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from teamvla.config.bytype import ByType
 from teamvla.errors import ConfigError
@@ -71,6 +71,15 @@ class RememberingPolicy(Policy):
             raise ConfigError("model.temporal", expected, "a policy that has neither")
         self.recollection = Recollection(config, size, self.spaces.action_dim)
         self.steps_learned = config.steps
+
+    def build_memory_token(self, width: int) -> None:
+        """Make :attr:`from_memory`, if there is a memory: for :meth:`memory_tokens` of a width."""
+        if self.recollection is not None:
+            self.from_memory = nn.Linear(self.recollection.output_dim, width)
+
+    def memory_tokens(self, recalled: Mapping[str, Sensed]) -> list[Tensor]:
+        """What is recalled as one more token [N,1,width] for a language model; none without it."""
+        return [self.from_memory(part.vector).unsqueeze(1) for part in recalled.values()]
 
     def recalled(self, batch: Mapping[str, Any]) -> dict[str, Sensed]:
         """What is recalled at the steps of a batch, under its name; empty without a memory."""
