@@ -75,7 +75,11 @@ def write_checkpoint(
     import numpy as np
     from safetensors.numpy import save
 
-    text = canonical_json({"format_version": FORMAT_VERSION, **meta}).decode("utf-8")
+    # In the order in which it stands: that of arms and signals means something.
+    text = json.dumps(
+        {"format_version": FORMAT_VERSION, **meta},
+        separators=(",", ":"), allow_nan=False, ensure_ascii=False,
+    )  # fmt: skip
     arrays = {name: np.asarray(array, order="C") for name, array in sorted(tensors.items())}
     content = _in_fixed_order(save(arrays, {"teamvla": text, "sha256": _ZEROS}))
     at = _digest_offset(bytes(content[: 8 + _header_length(content)]), Path(path))

@@ -93,6 +93,8 @@ class Policy(Adaptable, ABC):
     """
 
     Config: ClassVar[type[PolicyConfig]]
+    #: whether its actions can be one of several moves, given a head for them
+    chooses: ClassVar[bool] = False
     #: steps of each sequence that training learns from at a time; None: all
     steps_learned: int | None = None
     #: sizes that it is made for when neither a contract nor they are given
@@ -113,9 +115,16 @@ class Policy(Adaptable, ABC):
         self.geometry = None
         if self._contract is not None:
             self.geometry = GeometryLoss(loss or LossConfig(), self._contract)
+        self._require_choosing()
         self.recollection: Recollection | None = None
         self._last_action: NDArray[np.float32] | None = None
         self.set_execution(config.execution)
+
+    def _require_choosing(self) -> None:
+        if self.spaces.choices and not self.chooses:
+            got = f"{self.config.type!r}, which gives real numbers"
+            expected = "one that chooses, as commands of this contract are one of several moves"
+            raise ConfigError("model.type", expected, got, "Take mdlm.")
 
     def build_heads(self, input_dim: int, separate: bool = False) -> None:
         """Make :attr:`heads`: one for the joined action, or one for each arm.
@@ -123,13 +132,14 @@ class Policy(Adaptable, ABC):
         Raises:
             ConfigError: the head cannot reach all actions.
         """
-        whole = [(self.spaces.action_dim, self.spaces.grippers)]
-        groups = self.spaces.action_groups if separate else whole
+        groups = self.spaces.action_groups if separate else [self.spaces.whole_action]
         settings, kind = self.config.head, ACTION_HEAD_REGISTRY.get(self.config.head.type)
-        heads = [
-            kind(input_dim, size, self.config.chunk_size, grippers=grippers, config=settings)
-            for size, grippers in groups
-        ]
+        heads = []
+        for group in groups:
+            # Heads of others may know of no choices.
+            besides: dict[str, Any] = {"choices": group.choices} if group.choices else {}
+            sizes = (input_dim, group.size, self.config.chunk_size)
+            heads.append(kind(*sizes, grippers=group.grippers, config=settings, **besides))
         if self.config.normalization.actions != "min_max" and any(h.bounded for h in heads):
             raise ConfigError(
                 "model.normalization.actions",
@@ -320,14 +330,15 @@ class Policy(Adaptable, ABC):
             chunk = self.normalizer.denormalize_actions(self._sample(features))
             self.chunker.add(chunk[0].cpu().numpy())
 
-    def act(self, obs: Mapping[str, Any]) -> list[NDArray[np.float32]]:
+    def act(self, obs: Mapping[str, Any]) -> list[NDArray[Any]]:
         """The action of this tick, one array [N+1] for each arm, gripper last.
+
+        Behind them comes one for each action signal, with its dtype and shape.
 
         Args:
             obs: an environment's observation with its ``instruction``.
         """
-        ends = np.cumsum(self.spaces.actions)[:-1]
-        return [np.ascontiguousarray(part) for part in np.split(self.select_action(obs), ends)]
+        return self.contract.split_command(self.select_action(obs))
 
     def reset(self) -> None:
         """Begin a new episode."""
@@ -347,7 +358,8 @@ class Policy(Adaptable, ABC):
 
     def set_execution(self, execution: ExecutionConfig) -> None:
         """Execute chunks differently from now on, and begin a new episode."""
-        self.chunker = ActionChunker(execution, self.config.chunk_size)
+        choices = tuple(self.spaces.choices)
+        self.chunker = ActionChunker(execution, self.config.chunk_size, choices)
         self.reset()
 
     @property

@@ -10,6 +10,7 @@ say "stay". Executing one whole chunk without looking leaves it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -70,13 +71,17 @@ class ActionChunker:
     Args:
         config: execution mode and its parameters.
         chunk_size: K, rows of every chunk.
+        choices: places in an action that are one of several moves: of these the one with most
+            weight is taken, as there is no mean of them.
 
     Raises:
         ConfigError: a prediction would run out before the next is made.
     """
 
-    def __init__(self, config: ExecutionConfig, chunk_size: int) -> None:
-        self.config, self.chunk_size = config, chunk_size
+    def __init__(
+        self, config: ExecutionConfig, chunk_size: int, choices: Sequence[int] = ()
+    ) -> None:
+        self.config, self.chunk_size, self._choices = config, chunk_size, tuple(choices)
         name = "replan_every" if config.mode == "ensemble" else "n_action_steps"
         self._period: int = getattr(config, name)
         if self._period > chunk_size:
@@ -130,10 +135,19 @@ class ActionChunker:
         self._tick += 1
         weights = np.exp(-self.config.ensemble_decay * np.arange(len(rows)))
         mean: Array = (weights / weights.sum()).astype(np.float32) @ rows.astype(np.float32)
+        for place in self._choices:
+            mean[place] = _most_weighty(rows[:, place], weights)
         return mean
 
     def _has_stalled(self) -> bool:
-        if len(self._recent) < self.config.stall_steps:
+        # Where nothing is felt, nobody knows whether anything moves.
+        if len(self._recent) < self.config.stall_steps or not self._recent[0].size:
             return False
         moved = np.ptp(np.stack(self._recent), axis=0)
         return bool((moved < self.config.stall_tolerance).all())
+
+
+def _most_weighty(values: Array, weights: NDArray[np.float64]) -> np.float32:
+    """The value with most weight; among equals that of the newest chunk."""
+    of_each = {value: weights[values == value].sum() for value in values[::-1]}
+    return max(of_each, key=lambda value: of_each[value])

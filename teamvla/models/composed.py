@@ -88,9 +88,15 @@ class SensingPolicy(RememberingPolicy):
         if language is None and config.language is not None:
             self.language = build_text_encoder(config.language, statistics)
         self.feels = config.use_state and self.spaces.state_dim > 0
-        if self.vision is None and self.language is None and not self.feels:
-            raise ConfigError("model", "a state, pictures or words to act on", "none of them")
+        parts = (self.vision, self.language, *self.wanted_sensors().values())
+        if not self.feels and all(part is None for part in parts):
+            expected = "a state, pictures, words or sensors to act on"
+            raise ConfigError("model", expected, "none of them")
         self.build_recollection(self.vision is not None, self.feels)
+
+    def wanted_sensors(self) -> dict[str, SensorConfig | None]:
+        """Field -> settings of the encoder of a sensor; None where it is not looked at."""
+        return {}
 
     def perceive(self, batch: Mapping[str, Any]) -> Modalities:
         """What the encoders make of a batch; None where the policy has no such input.
@@ -172,6 +178,7 @@ class ComposedPolicy(SensingPolicy):
 
     Config: ClassVar[type[ComposedConfig]] = ComposedConfig
     config: ComposedConfig
+    chooses = True
 
     def __init__(
         self,
@@ -206,7 +213,7 @@ class ComposedPolicy(SensingPolicy):
         self.build_heads(self.fusion.dim, config.separate_heads)
 
     def wanted_sensors(self) -> dict[str, SensorConfig | None]:
-        """Field -> settings of its encoder; None where it is not looked at."""
+        """See :meth:`SensingPolicy.wanted_sensors`."""
         return dict(self.config.sensors or {})
 
     def build_view(self) -> tuple[Pictured | None, int]:

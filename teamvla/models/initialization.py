@@ -7,8 +7,9 @@
     | token, position and query embedding        | truncated normal, std 0.02          |      |
     | linear from a condition to FiLM's scales   | normal, std 2/sqrt(fan in)          | 0    |
     | LayerNorm, GroupNorm                       | 1                                   | 0    |
-    | last linear of a residual MLP block, and   | 0: it starts as the identity        | 0    |
-    | of listening to messages                   |                                     |      |
+    | last linear of a residual MLP block, of    | 0: it starts as the identity        | 0    |
+    | listening to messages, of a DiT's scales,  |                                     |      |
+    | shifts and gates and of its output         |                                     |      |
     | logarithm of spatial softmax' temperature  | 0                                   |      |
 
 The first row is PyTorch's own default, so that only the other rows need code.
@@ -36,10 +37,11 @@ def embedding(*shape: int) -> nn.Parameter:
     return weight
 
 
-def init_identity(last: nn.Linear) -> None:
-    """Let the residual block that ends in ``last`` start as the identity."""
+def init_identity(last: nn.Linear | nn.Conv2d) -> None:
+    """Let what ends in ``last`` start at 0, as a residual block that is the identity."""
     nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    if last.bias is not None:
+        nn.init.zeros_(last.bias)
 
 
 def init_modulation(linear: nn.Linear) -> None:

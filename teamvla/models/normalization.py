@@ -38,9 +38,10 @@ class NormalizationConfig(Settings):
 class Normalizer(nn.Module):
     """Affine scaling of the joined vectors, exact to undo.
 
-    Joint targets go to [-1, 1] by their range, grippers from 0..1 to [-1, 1] whatever was
-    seen of them, states to zero mean and unit deviation. Nothing is clipped. Without
-    statistics all but the grippers stays as it is, which is said in the log.
+    Joint targets go to [-1, 1] by their range, grippers from 0..1 and choices from 0..C-1 to
+    [-1, 1] whatever was seen of them, states to zero mean and unit deviation. Nothing is
+    clipped. Without statistics all but grippers and choices stays as it is, which is said in the
+    log.
 
     Args:
         config: which range, and the floors.
@@ -79,6 +80,8 @@ class Normalizer(nn.Module):
             std = _vector(statistics, "state", "std", size).clamp_min(config.std_floor)
         places = list(spaces.grippers)
         center[places], scale[places] = 0.5, 0.5
+        for place, count in spaces.choices.items():
+            center[place], scale[place] = (count - 1) / 2, max(count - 1, 1) / 2
         self.register_buffer("action_center", center)
         self.register_buffer("action_scale", scale)
         self.register_buffer("state_mean", mean)

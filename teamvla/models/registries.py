@@ -29,6 +29,7 @@ MODELS: Registry[type[nn.Module]] = Registry(
         "act": "teamvla.models.act_policy:ACTPolicy",
         "bc": "teamvla.models.bc:BCPolicy",
         "diffusion_policy": "teamvla.models.diffusion_policy:ContinuousDiffusionPolicy",
+        "mdlm": "teamvla.models.mdlm:DiffusionPolicy",
         "msg_passing": "teamvla.models.vla_msgpassing:MsgPassingVLA",
         "multi_sensor": "teamvla.models.multi_sensor:MultiSensorVLA",
         "openvla": "teamvla.models.openvla.wrapper:OpenVLAWrapper",
@@ -50,6 +51,7 @@ ACTION_HEAD_REGISTRY: Registry[type[ActionHead]] = Registry(
         "gaussian": "teamvla.models.heads.gaussian:GaussianMLPActionHead",
         "transformer": "teamvla.models.heads.transformer:TransformerActionHead",
         "act": "teamvla.models.heads.act:ACTActionHead",
+        "masked": "teamvla.models.heads.masked:MaskedDiffusionHead",
     },
     "teamvla.action_heads",
     _PAGE,
@@ -77,6 +79,7 @@ TEXT_ENCODER_REGISTRY: Registry[type[TextEncoder]] = Registry(
 SENSOR_ENCODER_REGISTRY: Registry[type[SensorEncoder]] = Registry(
     "sensor encoder",
     {
+        "grid": "teamvla.models.encoders.grid:StateEncoder",
         "imu": "teamvla.models.encoders.imu:IMUEncoder",
         "pointnet": "teamvla.models.encoders.points:PointCloudEncoder",
         "radar": "teamvla.models.encoders.radar:RadarEncoder",
@@ -92,6 +95,7 @@ FUSION_REGISTRY: Registry[type[Fusion]] = Registry(
         "cross_modal": "teamvla.models.fusion.cross_modal:CrossModalFusion",
         "film": "teamvla.models.fusion.film:FilmFusion",
         "hierarchical": "teamvla.models.fusion.hierarchical:HierarchicalFusion",
+        "pooled": "teamvla.models.fusion.pooled:PooledFusion",
         "transformer": "teamvla.models.fusion.transformer:TransformerFusion",
     },
     "teamvla.fusions",

@@ -11,6 +11,21 @@ from teamvla.errors import ConfigError, ContractError
 
 
 @dataclass(frozen=True)
+class ActionGroup:
+    """Numbers of an action that one head gives.
+
+    Attributes:
+        size: how many.
+        grippers: places among them that are grippers.
+        choices: place among them -> how many choices there are, where a number is one of several.
+    """
+
+    size: int
+    grippers: tuple[int, ...] = ()
+    choices: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Spaces:
     """Sizes of what comes in and what goes out.
 
@@ -24,6 +39,8 @@ class Spaces:
         shared: numbers of the state behind the arms', which belong to no part in particular.
         sensors: what is observed besides -> its shape in one step, -1 for a length that varies.
         fields: names of the cameras; none where there is no robot behind the sizes.
+        choices: place in the joined action -> how many choices there are, where a number is one of
+            several moves and not a quantity.
     """
 
     states: tuple[int, ...]
@@ -34,17 +51,16 @@ class Spaces:
     shared: int = 0
     sensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     fields: tuple[str, ...] = ()
+    choices: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, contract: Contract) -> Spaces:
         """The sizes of a robot. A camera whose name ends in an arm's belongs to that arm.
 
         Raises:
-            ContractError: a part of its commands is no real numbers, or its cameras differ in
-                size.
+            ContractError: a part of its commands is neither real numbers nor a choice, or its
+                cameras differ in size.
         """
-        for signal in contract.action_signals:
-            _require_real(signal)
         sizes = sorted({(3, camera.height, camera.width) for camera in contract.cameras})
         if len(sizes) > 1:
             raise ContractError("contract: cameras", "one size", f"{sizes}")
@@ -58,6 +74,7 @@ class Spaces:
             sum(signal.size for signal in contract.state_signals),
             {signal.field: signal.shape for signal in contract.sensor_signals},
             tuple(camera.field for camera in contract.cameras),
+            _choices(contract),
         )
 
     @classmethod
@@ -96,13 +113,19 @@ class Spaces:
         return sum(self.actions)
 
     @property
-    def action_groups(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Of each part of an action its length, and where in it the grippers are."""
-        ends = list(accumulate(self.actions))
+    def whole_action(self) -> ActionGroup:
+        """The joined action."""
+        return ActionGroup(self.action_dim, self.grippers, self.choices)
+
+    @property
+    def action_groups(self) -> list[ActionGroup]:
+        """The parts of an action."""
         groups = []
-        for end, size in zip(ends, self.actions, strict=True):
-            inside = (place - (end - size) for place in self.grippers)
-            groups.append((size, tuple(place for place in inside if 0 <= place < size)))
+        for end, size in zip(accumulate(self.actions), self.actions, strict=True):
+            inside = range(end - size, end)
+            grippers = tuple(place - inside.start for place in self.grippers if place in inside)
+            choices = {p - inside.start: n for p, n in self.choices.items() if p in inside}
+            groups.append(ActionGroup(size, grippers, choices))
         return groups
 
 
@@ -116,11 +139,26 @@ def _owners(contract: Contract) -> tuple[tuple[int, ...], ...]:
     )
 
 
-def _require_real(signal: Signal) -> None:
-    if signal.dtype != "float32":
-        got = f"{signal}"
-        mend = "Policies here give real numbers; one of several moves needs a head of its own."
-        raise ContractError(f"contract: action signal {signal.field!r}", "float32", got, mend)
+def _choices(contract: Contract) -> dict[int, int]:
+    """Place in the joined action -> how many choices there are."""
+    ends = accumulate(contract.command_sizes)
+    parts = [*contract.arms, *contract.action_signals]
+    chosen = {}
+    for part, end in zip(parts, ends, strict=True):
+        if isinstance(part, Signal) and part.dtype != "float32":
+            chosen[end - 1] = _count(part)
+    return chosen
+
+
+def _count(signal: Signal) -> int:
+    """How many choices a signal has; ContractError if it is a whole number without names."""
+    if signal.dtype == "bool" and not signal.shape:
+        return 2
+    if not signal.choices:
+        where, expected = f"contract: action signal {signal.field!r}", "float32, or with choices"
+        mend = "Name what each number means: choices: [left, right, ...]."
+        raise ContractError(where, expected, f"{signal}", mend)
+    return len(signal.choices)
 
 
 def _check(name: str, size: object, least: int) -> None:

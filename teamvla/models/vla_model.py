@@ -81,6 +81,7 @@ class VLAModel(SensingPolicy):
 
     Config: ClassVar[type[VLAModelConfig]] = VLAModelConfig
     config: VLAModelConfig
+    chooses = True
 
     def __init__(
         self,

@@ -101,6 +101,7 @@ class MsgPassingVLA(SensingPolicy):
 
     Config: ClassVar[type[MsgPassingConfig]] = MsgPassingConfig
     config: MsgPassingConfig
+    chooses = True
 
     def __init__(
         self,

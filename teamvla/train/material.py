@@ -23,6 +23,7 @@ from teamvla.errors import ConfigError
 from teamvla.models.base import PolicyConfig
 from teamvla.models.device import resolve_device
 from teamvla.models.encoders.words import instruction_words
+from teamvla.models.heads.base import HeadConfig
 from teamvla.models.losses import LossConfig, require_geometry
 from teamvla.train.ranking import require_simulated, warn_of_unseen_task
 from teamvla.train.trainer import TrainerConfig
@@ -147,7 +148,9 @@ def _require_fitting(project: Project, config: DatasetConfig) -> None:
     else:
         require_geometry(project.section("loss", LossConfig), data.contract)
         warn_of_unseen_task(project, data.contract, shown)
-    _require_whole_chunk(data, config.chunk_size)
+    head: HeadConfig | None = project.section("model", PolicyConfig).head
+    if head is None or not head.takes_any_chunk:
+        _require_whole_chunk(data, config.chunk_size)
 
 
 def _require_whole_chunk(data: MultiTaskDataset, chunk: int) -> None:

@@ -43,6 +43,7 @@ class SensorEncoder(nn.Module, ABC):
     Attributes:
         dim: D, width of a token.
         output_dim: F, length of the vector.
+        besides: other fields of the observation that :meth:`encode` is told, in this order.
 
     Raises:
         ConfigError: ``scale`` has not C numbers.
@@ -53,6 +54,7 @@ class SensorEncoder(nn.Module, ABC):
     SCALE: ClassVar[tuple[float, ...]] = ()
     dim: int
     output_dim: int
+    besides: tuple[str, ...] = ()
     scale: Tensor
 
     def __init__(self, channels: int, *, config: Any = None, **settings: Any) -> None:
@@ -77,7 +79,10 @@ class SensorEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, readings: Tensor, mask: Tensor | None = None) -> Sensed:
-        """Readings [B,P,C] and their mask bool [B,P], None where all are there."""
+        """Readings [B,P,C] and their mask bool [B,P], None where all are there.
+
+        An encoder with :attr:`besides` takes those fields behind the mask.
+        """
 
     def forward(self, readings: Tensor, mask: Tensor | None = None) -> Tensor:
         """The vector [B,F] of :meth:`encode`."""

@@ -5,7 +5,7 @@ Shapes: B batch, N tokens, D their width, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +60,15 @@ class SensorSuite(nn.Module):
         return {name: self._sensed(name, observations, rows) for name in self.encoders}
 
     def _sensed(self, name: str, observations: Mapping[str, Tensor], rows: int) -> Sensed:
-        if name in observations:
+        if all(field in observations for field in self._fields(name)):
             sensed = self._encoded(name, observations)
             there = kept(rows, self.dropout if self.training else 0.0, sensed.vector.device)
         elif self.missing:
             sensed = self._nothing(name, rows)
             there = torch.zeros(rows, dtype=torch.bool, device=sensed.vector.device)
         else:
-            expected = f"{name!r}, which the model was made to use"
+            needed = next(field for field in self._fields(name) if field not in observations)
+            expected = f"{needed!r}, which the model was made to use"
             mend = "With model.missing_sensors: true it does without."
             got = ", ".join(sorted(observations))
             raise ContractError("batch['observations']", expected, got, mend)
@@ -77,14 +78,22 @@ class SensorSuite(nn.Module):
         return Sensed(self.absent[name](sensed.vector, there), tokens)
 
     def _encoded(self, name: str, observations: Mapping[str, Tensor]) -> Sensed:
+        readings, *told = (observations[field].float() for field in self._fields(name))
+        encode: Callable[..., Sensed] = self._encoder(name).encode
+        return encode(readings, observations.get(f"{name}_mask"), *told)
+
+    def _fields(self, name: str) -> tuple[str, ...]:
+        """The fields of an observation that an encoder needs."""
+        return name, *self._encoder(name).besides
+
+    def _encoder(self, name: str) -> SensorEncoder:
         encoder = self.encoders[name]
         assert isinstance(encoder, SensorEncoder)
-        return encoder.encode(observations[name].float(), observations.get(f"{name}_mask"))
+        return encoder
 
     def _nothing(self, name: str, rows: int) -> Sensed:
         """A vector and no tokens."""
-        encoder, absent = self.encoders[name], self.absent[name]
-        assert isinstance(encoder, SensorEncoder)
+        encoder, absent = self._encoder(name), self.absent[name]
         assert isinstance(absent, StandIn)
         values = absent.value.new_zeros(rows, 0, encoder.dim)
         return Sensed(absent.value.new_zeros(rows, encoder.output_dim), Tokens.full(values))
@@ -109,9 +118,17 @@ def build_encoders(
     Raises:
         ConfigError: the robot has no such sensor, or its encoder cannot take it.
     """
-    for name in configs:
-        if name not in shapes:
-            got = f"{name!r}. {did_you_mean(name, list(shapes))}"
-            raise ConfigError("model.sensors", "sensors that the robot has", got)
-    chosen = {name: config for name, config in configs.items() if config is not None}
-    return {name: build_sensor_encoder(config, shapes[name]) for name, config in chosen.items()}
+    built = {}
+    for name, config in configs.items():
+        _require(name, shapes)
+        if config is not None:
+            built[name] = build_sensor_encoder(config, shapes[name])
+            for field in built[name].besides:
+                _require(field, shapes)
+    return built
+
+
+def _require(name: str, shapes: Mapping[str, Sequence[int]]) -> None:
+    if name not in shapes:
+        got = f"{name!r}. {did_you_mean(name, list(shapes))}"
+        raise ConfigError("model.sensors", "sensors that the robot has", got)

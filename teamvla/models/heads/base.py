@@ -7,7 +7,7 @@ a closed one 1. Shapes: B batch, K chunk, D action.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -26,6 +26,11 @@ class HeadConfig(Settings):
     """Settings that all heads share; ``type`` decides whose are the others."""
 
     type: str = Field(description="Name of the head.")
+
+    @property
+    def takes_any_chunk(self) -> bool:
+        """Whether chunks may be longer than every episode: it tells where they end."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,13 @@ class ActionHead(nn.Module, ABC):
         action_dim: D.
         chunk_size: K. ``horizon`` is accepted too.
         grippers: places in an action that are grippers, which are open or closed.
+        choices: place -> how many choices there are, where a number is one of several moves
+            0..C-1, which lie evenly in [-1, 1].
         config: settings; or give them one by one as ``settings``.
 
     Raises:
-        ConfigError: both spellings of ``chunk_size`` are given.
+        ConfigError: both spellings of ``chunk_size`` are given, or there are choices and it gives
+            real numbers.
     """
 
     Config: ClassVar[type[HeadConfig]]
@@ -81,6 +89,7 @@ class ActionHead(nn.Module, ABC):
         chunk_size: int = 1,
         *,
         grippers: Sequence[int] = (),
+        choices: Mapping[int, int] | None = None,
         config: Any = None,
         **settings: Any,
     ) -> None:
@@ -91,12 +100,22 @@ class ActionHead(nn.Module, ABC):
             raise ConfigError("horizon: another spelling of chunk_size: give one of them")
         self.chunk_size = settings.pop("horizon", chunk_size)
         self.config: Any = self.Config(**settings) if config is None else config
+        self.choices = dict(choices or {})
+        if self.choices and not self.chooses:
+            got = f"{self.config.type!r}, which gives real numbers"
+            mend = "Take masked, or transformer with output: binned."
+            raise ConfigError("model.head", "one that chooses among several moves", got, mend)
         self.grippers: Tensor
         is_gripper = torch.zeros(action_dim, dtype=torch.bool)
         is_gripper[list(grippers)] = True
         self.register_buffer("grippers", is_gripper, persistent=False)
         #: their places in ascending order, for who would otherwise ask the device for them
         self.gripper_places = tuple(sorted({place % action_dim for place in grippers}))
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it can give one of several moves."""
+        return False
 
     @abstractmethod
     def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
@@ -135,6 +154,30 @@ class ActionHead(nn.Module, ABC):
     def squeezed(self, actions: Tensor) -> Tensor:
         """[B,K,D], or [B,D] if K is 1."""
         return actions.squeeze(1) if self.chunk_size == 1 else actions
+
+    def dice(self) -> Generator | None:
+        """What a loss draws from: in training the session's generator, else always the same.
+
+        A validation loss is then a function of the weights alone.
+        """
+        return None if self.training else self.steady(self.grippers.device)
+
+    @staticmethod
+    def steady(device: torch.device) -> Generator:
+        """A generator that draws the same every time."""
+        return torch.Generator(device).manual_seed(0)
+
+    def levels(self, rows: int, parts: int, dice: Generator | None) -> Tensor:
+        """Random times [rows * parts] to train at, uniform in [0, 1).
+
+        Those of one observation lie one in each of as many equal parts: each is uniform, and
+        their mean loss scatters less than that of independent ones.
+        """
+        device = self.grippers.device
+        start = torch.arange(parts, dtype=torch.float32, device=device)
+        drawn = (start + torch.rand(rows, parts, generator=dice, device=device)) / parts
+        # Rounding may reach 1.
+        return drawn.flatten().clamp_max(1 - 2**-24)
 
     def noise(self, features: Features, generator: Generator | None, draws: int = 1) -> Tensor:
         """Standard normal [draws,B,K,D]: fresh, or without a generator the same for each row."""

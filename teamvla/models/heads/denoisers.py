@@ -237,27 +237,6 @@ class DenoisingHead(ActionHead):
     def denoise(self, features: Features, num_steps: int, generator: Generator | None) -> Tensor:
         """Actions [B,K,D] from noise."""
 
-    def dice(self) -> Generator | None:
-        """What a loss draws from: in training the session's generator, else always the same.
-
-        A validation loss is then a function of the weights alone.
-        """
-        if self.training:
-            return None
-        return torch.Generator(self.grippers.device).manual_seed(0)
-
-    def levels(self, rows: int, dice: Generator | None) -> Tensor:
-        """Random numbers [rows * times_per_sample], uniform in [0, 1).
-
-        Those of one observation lie one in each of as many equal parts: each is uniform, and
-        their mean loss scatters less than that of independent ones.
-        """
-        parts, device = self.config.times_per_sample, self.grippers.device
-        start = torch.arange(parts, dtype=torch.float32, device=device)
-        drawn = (start + torch.rand(rows, parts, generator=dice, device=device)) / parts
-        # Rounding may reach 1.
-        return drawn.flatten().clamp_max(1 - 2**-24)
-
     def noise_like(self, actions: Tensor, dice: Generator | None) -> Tensor:
         """Standard normal of the shape of ``actions``, from :meth:`dice`."""
         return torch.randn(actions.shape, generator=dice, device=actions.device)

@@ -22,6 +22,7 @@ from teamvla.models.heads.base import (
     as_features,
     hold_last,
 )
+from teamvla.models.heads.bins import Bins
 from teamvla.models.initialization import embedding, init_transformer
 from teamvla.models.losses import masked_mean
 
@@ -100,16 +101,18 @@ class TransformerActionHead(RegressionHead):
                 "model.head.max_seq_len", f"at least chunk_size {self.chunk_size}",
                 f"{config.max_seq_len}", "Raise it, or predict shorter chunks.",
             )  # fmt: skip
-        self.binned = self.bounded = config.output == "binned"
-        width = config.hidden_dim
-        self.start, self.previous = nn.Linear(input_dim, width), nn.Linear(action_dim, width)
+        self.binned = config.output == "binned"
+        self.bounded = self.binned and len(self.choices) < action_dim
+        self.bins = Bins(action_dim, config.num_bins, self.choices)
+        width, told = config.hidden_dim, action_dim + sum(self.choices.values())
+        self.start, self.previous = nn.Linear(input_dim, width), nn.Linear(told, width)
         self.positions = embedding(self.chunk_size, width)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, config.num_heads, config.mlp_ratio, config.dropout, input_dim)
             for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, action_dim * (config.num_bins if self.binned else 1))
+        self.output = nn.Linear(width, action_dim * (self.bins.count if self.binned else 1))
         init_transformer(self)
 
     def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
@@ -117,14 +120,15 @@ class TransformerActionHead(RegressionHead):
         target = hold_last(target, is_pad)
         if not self.binned:
             return self.regression(self.teacher_forced(features, target), target, is_pad)
-        bins = self.bins(target)
-        logits = self.teacher_forced(features, self.centres(bins))
+        bins = self.bins.of(target)
+        logits = self.teacher_forced(features, self.bins.centres(bins))
         surprise = functional.cross_entropy(
             logits.flatten(0, 2), bins.flatten(), reduction="none"
         ).view_as(target)
         # No bin stands for what is no number, and it must not pass for one.
         entropy = masked_mean(surprise.where(target.isfinite(), torch.nan), is_pad)
-        return HeadLoss(entropy, {"entropy": entropy})
+        right = (logits.argmax(-1) == bins).float()
+        return HeadLoss(entropy, {"entropy": entropy, "accuracy": masked_mean(right, is_pad)})
 
     def sample(self, features: Features | Tensor, generator: Generator | None = None) -> Tensor:
         """See :meth:`ActionHead.sample`.
@@ -143,7 +147,7 @@ class TransformerActionHead(RegressionHead):
             for depth, block in enumerate(blocks):
                 token, before[depth] = block.step(token, before[depth], seen[depth], keys)
             rows.append(self._choose(self._read(token)[:, 0], generator))
-            token = self.previous(rows[-1])
+            token = self.previous(self._with_choices(rows[-1]))
         return torch.stack(rows, 1)
 
     def teacher_forced(self, features: Features, target: Tensor) -> Tensor:
@@ -158,17 +162,26 @@ class TransformerActionHead(RegressionHead):
             tokens = block(tokens, context=features.tokens, causal=True)
         return self._read(tokens)
 
-    def bins(self, actions: Tensor) -> Tensor:
-        """Actions [...] to the bins 0..C-1 they fall into; what is outside [-1, 1], the ends'."""
-        count = self.config.num_bins
-        return ((actions.nan_to_num() + 1) * (count / 2)).floor().clamp(0, count - 1).long()
+    @property
+    def chooses(self) -> bool:
+        """See :attr:`ActionHead.chooses`."""
+        return bool(self.config.output == "binned")
 
-    def centres(self, bins: Tensor) -> Tensor:
-        """Bins to the numbers in their middles."""
-        return (bins.float() + 0.5) * (2 / self.config.num_bins) - 1
+    def _with_choices(self, rows: Tensor) -> Tensor:
+        """Rows [...,D] and behind them, for each choice, the one of its places that is 1."""
+        if not self.choices:
+            return rows
+        chosen = self.bins.of(rows)
+        marks = [
+            functional.one_hot(chosen[..., place], count).to(rows.dtype)
+            for place, count in self.choices.items()
+        ]
+        # A choice is no quantity: its number says nothing beside its mark.
+        return torch.cat([rows.masked_fill(self.bins.is_choice, 0.0), *marks], -1)
 
     def _told(self, before: Tensor) -> Tensor:
         """Tokens of demonstrated rows [B,K-1,D]; in training noisy, and some of them zero."""
+        before = self._with_choices(before)
         if self.training:
             told = torch.rand_like(before[..., :1]) >= self.config.input_dropout
             # Noise on hidden ones too: those that can be told from others make others trusted.
@@ -179,17 +192,19 @@ class TransformerActionHead(RegressionHead):
 
     def _read(self, tokens: Tensor) -> Tensor:
         raw: Tensor = self.output(self.norm(tokens)).float()
-        return raw.reshape(*raw.shape[:2], self.action_dim, -1) if self.binned else raw
+        if not self.binned:
+            return raw
+        return self.bins.legal(raw.reshape(*raw.shape[:2], self.action_dim, -1))
 
     def _choose(self, raw: Tensor, generator: Generator | None) -> Tensor:
         """The network's output for a row [B,D], or logits [B,D,C], to that row [B,D]."""
         if not self.binned:
             return self.finish(raw)
         if generator is None:
-            return self.centres(raw.argmax(-1))
+            return self.bins.centres(raw.argmax(-1))
         chances = raw.softmax(-1).flatten(0, 1).to(generator.device)
         drawn = torch.multinomial(chances, 1, generator=generator)
-        return self.centres(drawn.view(raw.shape[:2]).to(raw.device))
+        return self.bins.centres(drawn.view(raw.shape[:2]).to(raw.device))
 
     @property
     def _blocks(self) -> list[TransformerBlock]:

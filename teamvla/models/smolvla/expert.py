@@ -106,7 +106,7 @@ class ActionExpert(ActionHead):
 
     def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
         """Mean square of the velocity's error at a random time for each row."""
-        prefix, dice = _prefix(features), self._dice()
+        prefix, dice = _prefix(features), self.dice()
         clean = functional.pad(
             hold_last(target, is_pad), (0, self.architecture.max_action_dim - self.action_dim)
         )
@@ -188,12 +188,6 @@ class ActionExpert(ActionHead):
             return drawn.to(mask.device)
         one = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
         return one.to(mask.device).expand(len(mask), -1, -1)
-
-    def _dice(self) -> Generator | None:
-        """As :meth:`teamvla.models.heads.denoisers.DenoisingHead.dice`."""
-        if self.training:
-            return None
-        return torch.Generator(self.grippers.device).manual_seed(0)
 
     def _joins(self, depth: int) -> bool:
         """Whether the actions attend to themselves too in this layer."""
