@@ -55,7 +55,8 @@ class Modulation(nn.Module):
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         steered: Tensor = self.linear(functional.silu(condition))
-        return tuple(steered.unsqueeze(1).split(steered.shape[-1] // self.count, dim=-1))
+        parts = steered.view(-1, self.count, 1, steered.shape[-1] // self.count)
+        return parts.unbind(1)
 
 
 class AdaptiveNorm(nn.Module):
@@ -122,5 +123,5 @@ class DiTBlock(nn.Module):
         keys = None if mask is None else mask[:, None, None]
         tokens = tokens + gate * self.dropout(self.attention.attend(normed, seen, keys))
         scale, shift, gate = of_mlp
-        mixed: Tensor = self.dropout(self.mlp(self.norm(tokens, scale, shift)))
-        return tokens + gate * mixed
+        mixed: Tensor = gate * self.dropout(self.mlp(self.norm(tokens, scale, shift)))
+        return tokens + mixed

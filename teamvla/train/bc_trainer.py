@@ -13,7 +13,7 @@ from teamvla.config import Project
 from teamvla.files import duplicate
 from teamvla.logs import progress
 from teamvla.models.base import Policy
-from teamvla.train.checkpoints import load_checkpoint, save_checkpoint
+from teamvla.train.checkpoints import load_checkpoint, save_checkpoint, write_metadata
 from teamvla.train.ranking import Scores, mean_success, rank, ranking_tasks
 from teamvla.train.runs import Run, build_data, build_model, save, set_seed, start_run
 from teamvla.train.trainer import (
@@ -114,6 +114,7 @@ def _end_epoch(run: Run, stop: Callable[[], bool]) -> bool:
         if scores is None:
             return False
     state.epoch = epoch
+    run.learner.end_epoch(None if val is None else val["loss"])
     if val is not None:
         run.journal.write("val", state, val)
     success = None
@@ -147,6 +148,9 @@ def _publish(run: Run, success: float | None, val: Metrics | None) -> None:
     path = save(run, names[0])
     for name in names[1:]:
         duplicate(path, run.checkpoints / name)
+    if config.metadata:
+        for name in names:
+            write_metadata(run.checkpoints / name, val)
 
 
 def _is_ranked(config: TrainerConfig, epoch: int) -> bool:

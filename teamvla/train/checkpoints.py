@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import random
 import subprocess
@@ -19,6 +20,7 @@ import torch
 from teamvla.checkpoint import Header, read_checkpoint, read_header, write_checkpoint
 from teamvla.data.samplers import EpochBatchSampler
 from teamvla.errors import CheckpointError
+from teamvla.files import write_json
 from teamvla.models.adaptation import frozen_names
 from teamvla.models.base import Policy, PolicyConfig
 from teamvla.models.loading import (
@@ -33,6 +35,7 @@ from teamvla.models.loading import (
     to_arrays,
     weights_for,
 )
+from teamvla.train.schedulers import restore_schedule, schedule_state
 from teamvla.train.trainer import Learner, TrainingState
 
 _LOG = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ def save_checkpoint(
         "kind": "policy",
         **meta,
         "state": learner.state.to_dict(),
-        "scheduler": {"step": learner.scheduler.last_epoch},
+        "scheduler": schedule_state(learner.scheduler),
         "optimizer_state": optimizer,
         "sampler": dict(sampler),
         "rng": rng,
@@ -75,6 +78,26 @@ def save_checkpoint(
         **provenance(),
     }
     return write_checkpoint(path, header, arrays | rng_arrays | probe_arrays)
+
+
+def write_metadata(path: Path, val: Mapping[str, float] | None) -> Path:
+    """Tell in JSON beside a checkpoint, ``best.json`` beside ``best.ckpt``, what is in it.
+
+    Args:
+        path: of the checkpoint.
+        val: validation metrics of its epoch.
+    """
+    header = read_header(path)
+    weights = [tensor for tensor in header.tensors if tensor.name.startswith("model.")]
+    told = ("tasks", "state", "config", "contract", "manifest_digest", "created", "git", "packages")
+    content = {
+        "checkpoint": path.name,
+        "sha256": header.sha256,
+        "parameters": sum(math.prod(tensor.shape) for tensor in weights),
+        "val": None if val is None else dict(val),
+        **{key: header.meta[key] for key in told if key in header.meta},
+    }
+    return write_json(path.with_suffix(".json"), content)
 
 
 def _without(policy: Policy, left_out: set[str]) -> dict[str, torch.Tensor]:
@@ -204,10 +227,7 @@ def _restore(learner: Learner, header: Header, arrays: Tensors) -> None:
     if entries.keys() != set(range(int(meta["optimizer_state"]["entries"]))):
         raise ValueError("the optimiser's state is not in it")
     learner.optimizer.load_state_dict({**state, "state": entries})
-    schedule = learner.scheduler.state_dict()
-    step = int(meta["scheduler"]["step"])
-    schedule |= {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
-    learner.scheduler.load_state_dict(schedule)
+    restore_schedule(learner.scheduler, meta["scheduler"], rates)
     if learner.ema is not None:
         # The average shares what is frozen with the policy, which has it by now.
         shared = learner.policy.state_dict()

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from teamvla.files import naming, publish
+from teamvla.train.tracking import Tracker
 from teamvla.train.trainer import Metrics, TrainingState
 
 
 class MetricsJournal:
-    """Appends rows ``{"split", "epoch", "step", "seconds", ...metrics}``."""
+    """Appends rows ``{"split", "epoch", "step", ...metrics}``, and tells them to a tracker."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, open_tracker: Callable[[], Tracker | None] = lambda: None
+    ) -> None:
+        self.path, self._open_tracker = path, open_tracker
+
+    @cached_property
+    def _tracker(self) -> Tracker | None:
+        """Opened with the first row: a run that comes to nothing has none."""
+        return self._open_tracker()
 
     def write(self, split: str, state: TrainingState, metrics: Metrics) -> None:
         row = {"split": split, "epoch": state.epoch, "step": state.step, **metrics}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self._tracker is not None:
+            self._tracker.log(split, state.step, metrics)
 
     def rewind(self, step: int) -> None:
         """Drop the rows that a resumed training will write again, and a line cut short."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from teamvla.train.schedulers import (
     make_optimizer,
     make_scheduler,
 )
+from teamvla.train.tracking import open_tracker
 from teamvla.train.trainer import (
     Batch,
     Learner,
@@ -117,6 +119,10 @@ def open_run(project: Project, folder: Path) -> Run:
     if "model" in settings:
         settings["model"] = model.model_dump(mode="json")
     policy = build_model(project, given.contract, given.statistics, model).to(given.device)
+    schedule = project.section("scheduler", SchedulerConfig)
+    if schedule.type == "plateau" and given.val_loader is None:
+        expected = "episodes to validate with, as the schedule goes by their loss"
+        raise ConfigError("scheduler.type", expected, "none", "Record more, or take another.")
     learner = _build_learner(project, given.config, policy, given.device, len(loader))
     meta = {
         "config": settings,
@@ -125,7 +131,8 @@ def open_run(project: Project, folder: Path) -> Run:
         "statistics": given.statistics,
         "manifest_digest": data.digest,
     }
-    journal = MetricsJournal(folder / "metrics.jsonl")
+    tracker = partial(open_tracker, given.config.wandb, folder, settings)
+    journal = MetricsJournal(folder / "metrics.jsonl", tracker)
     return Run(folder, project, given.config, learner, loader, given.val_loader, meta, journal)
 
 

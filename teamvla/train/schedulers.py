@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from teamvla.config import Settings
 from teamvla.errors import ConfigError
@@ -47,12 +47,21 @@ class OptimizerConfig(Settings):
 class SchedulerConfig(Settings):
     """Section ``scheduler``."""
 
-    type: Literal["cosine_with_warmup", "constant"] = Field(
+    type: Literal["cosine_with_warmup", "constant", "plateau"] = Field(
         default="cosine_with_warmup",
-        description="cosine_with_warmup or constant.",
+        description="cosine_with_warmup, constant, or plateau: lower where the validation loss "
+        "stays what it was.",
     )
-    warmup_steps: int = Field(default=200, ge=0, description="Steps of linear rise from zero.")
-    min_ratio: float = Field(default=0.0, ge=0, le=1, description="End of the cosine, of the peak.")
+    warmup_steps: int = Field(
+        default=200, ge=0, description="Steps of linear rise from zero; plateau has none."
+    )
+    min_ratio: float = Field(
+        default=0.0, ge=0, le=1, description="End of the cosine, or of plateau, of the peak."
+    )
+    patience: int = Field(
+        default=5, ge=0, description="plateau: epochs without a better loss before it is lowered."
+    )
+    factor: float = Field(default=0.5, gt=0, lt=1, description="plateau: by which it is lowered.")
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
@@ -114,8 +123,13 @@ def cosine_with_warmup(
     return LambdaLR(optimizer, factor)
 
 
-def make_scheduler(optimizer: Optimizer, config: SchedulerConfig, total_steps: int) -> LambdaLR:
+def make_scheduler(optimizer: Optimizer, config: SchedulerConfig, total_steps: int) -> LRScheduler:
     """The schedule that ``config`` names, over ``total_steps`` optimiser steps."""
+    if config.type == "plateau":
+        least = [config.min_ratio * group["lr"] for group in optimizer.param_groups]
+        return ReduceLROnPlateau(
+            optimizer, factor=config.factor, patience=config.patience, min_lr=least
+        )
     warmup = min(config.warmup_steps, total_steps // 4)
     floor = 1.0 if config.type == "constant" else config.min_ratio
     return cosine_with_warmup(optimizer, warmup, total_steps, floor)
@@ -125,3 +139,26 @@ def learning_rate(optimizer: Optimizer) -> float:
     """The learning rate of the first group."""
     rate = optimizer.param_groups[0]["lr"]
     return float(rate.item() if isinstance(rate, torch.Tensor) else rate)
+
+
+def schedule_state(scheduler: LRScheduler) -> dict[str, Any]:
+    """How far a schedule is, as JSON-able data."""
+    state: dict[str, Any] = {"step": scheduler.last_epoch}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        best = scheduler.best if math.isfinite(scheduler.best) else None
+        state |= {"best": best, "bad_epochs": scheduler.num_bad_epochs}
+    return state
+
+
+def restore_schedule(
+    scheduler: LRScheduler, saved: Mapping[str, Any], rates: Sequence[float]
+) -> None:
+    """Put a schedule where :func:`schedule_state` found it, with these learning rates."""
+    step = int(saved["step"])
+    state = {**scheduler.state_dict(), "last_epoch": step, "_last_lr": [*rates]}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        best = math.inf if saved["best"] is None else float(saved["best"])
+        state |= {"best": best, "num_bad_epochs": int(saved["bad_epochs"])}
+    else:
+        state["_step_count"] = step + 1
+    scheduler.load_state_dict(state)

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from teamvla.config import Settings
 from teamvla.errors import EpisodeError, TeamVLAError
@@ -46,6 +46,14 @@ class TrainerConfig(Settings):
         description="CPU threads; null: torch's choice.",
     )
     log_every: int = Field(default=20, gt=0, description="Steps between rows of metrics.jsonl.")
+    metadata: bool = Field(
+        default=False, description="Whether a JSON file beside each checkpoint tells what it is."
+    )
+    wandb: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Project of Weights & Biases that metrics go to as well; null: none.",
+    )
     save: Literal["all", "trained"] = Field(
         default="all",
         description="all, or trained: checkpoints without what is frozen, which find it in the "
@@ -144,12 +152,18 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.scheduler.step()
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
         self.state.step += 1
         if self.ema is not None:
             self.ema.update(self.state.step)
         self.state.samples += len(batch["language"])
         return {name: value.detach() for name, value in losses.items()} | {"grad_norm": norm}
+
+    def end_epoch(self, val_loss: float | None) -> None:
+        """Let a schedule that goes by the validation loss have a look at it."""
+        if isinstance(self.scheduler, ReduceLROnPlateau) and val_loss is not None:
+            self.scheduler.step(val_loss)
 
 
 class Window:

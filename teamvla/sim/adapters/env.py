@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import gymnasium
@@ -85,7 +86,8 @@ class GymnasiumEnv(RobotEnv):
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(2**31))
         bits = _within(drawn if seed is None else seed, self.config.seed_bits)
-        with self._told("a reset"):
+        # Some print to stdout what they are at, which is for results.
+        with self._told("a reset"), redirect_stdout(io.StringIO()):
             raw, info = self.foreign.reset(seed=bits, options=options)
         self._steps = self._held = 0
         phrasing = self.config.instructions[

@@ -11,7 +11,13 @@ CONFIGS = {
     **IDS,
     "gym_aloha/AlohaTransferCube-v0": "aloha_transfer",
     "gym_aloha/AlohaInsertion-v0": "aloha_insertion",
+    "MiniGrid-Empty-5x5-v0": "minigrid_empty_5x5",
+    "MiniGrid-Empty-6x6-v0": "minigrid_empty_6x6",
     "MiniGrid-Empty-8x8-v0": "minigrid_empty",
+    "MiniGrid-Empty-16x16-v0": "minigrid_empty_16x16",
+    "MiniGrid-FourRooms-v0": "minigrid_four_rooms",
+    "MiniGrid-DoorKey-6x6-v0": "minigrid_door_key",
+    "BabyAI-GoToLocal-v0": "babyai_go_to_local",
     "FetchPickAndPlace-v4": "fetch_pick",
 }
 

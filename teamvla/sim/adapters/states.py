@@ -20,6 +20,7 @@ _BLOWN_UP = (
     mujoco.mjtWarning.mjWARN_BADQVEL,
     mujoco.mjtWarning.mjWARN_BADQACC,
 )
+_NOTHING = np.array([1, 0, 0])  # MiniGrid's code of what is empty: kind, colour, state
 _WORDS = 8  # of 32 bits, in the two 128-bit numbers of NumPy's generator
 
 
@@ -71,7 +72,9 @@ def restore(env: Any, attributes: tuple[str, ...], state: Mapping[str, NDArray[A
 
 def _frozen(env: Any, name: str) -> NDArray[Any]:
     value = _attribute(env, name)
-    if hasattr(value, "encode"):  # a MiniGrid
+    if value is None:  # of a MiniGrid: nothing in the agent's hand
+        value = _NOTHING
+    elif hasattr(value, "encode"):  # a MiniGrid, or a thing in it
         value = value.encode()
     array = np.array(value)
     if array.dtype.kind not in "biufU":
@@ -81,8 +84,10 @@ def _frozen(env: Any, name: str) -> NDArray[Any]:
 
 def _thaw(env: Any, name: str, array: NDArray[Any]) -> None:
     before = _attribute(env, name)
-    if hasattr(before, "encode") and not isinstance(before, str):
-        value: Any = type(before).decode(array.astype(np.uint8))[0]
+    if array.shape == _NOTHING.shape and (before is None or hasattr(before, "cur_pos")):
+        value: Any = _thing(array)
+    elif hasattr(before, "encode") and not isinstance(before, str):
+        value = type(before).decode(array.astype(np.uint8))[0]
     elif isinstance(before, np.ndarray):
         value = array.astype(before.dtype)
     elif isinstance(before, tuple | list):
@@ -90,6 +95,14 @@ def _thaw(env: Any, name: str, array: NDArray[Any]) -> None:
     else:
         value = type(before)(array.item())
     setattr(env.unwrapped, name, value)
+
+
+def _thing(array: NDArray[Any]) -> Any:
+    """A thing of a MiniGrid by its kind, colour and state, or None."""
+    from minigrid.core.world_object import WorldObj
+
+    decode: Any = WorldObj.decode
+    return decode(*map(int, array))
 
 
 def _attribute(env: Any, name: str) -> Any:

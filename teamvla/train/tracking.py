@@ -1,0 +1,75 @@
+"""Metrics to where a lab collects them: Weights & Biases, or else the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+_LOG = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Takes metrics as they come."""
+
+    def log(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Those of a split after so many optimiser steps."""
+
+
+class LogTracker:
+    """Lines of the log, for where there is no Weights & Biases."""
+
+    def log(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        """See :meth:`Tracker.log`."""
+        told = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        _LOG.info("step %d: %s: %s", step, split, told)
+
+
+class WandbTracker:
+    """A run of Weights & Biases.
+
+    Args:
+        run: what ``wandb.init`` gave.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def log(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        """See :meth:`Tracker.log`."""
+        self._run.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+
+
+def open_tracker(project: str | None, folder: Path, config: Mapping[str, Any]) -> Tracker | None:
+    """Where metrics go besides ``metrics.jsonl``; None if nobody asked.
+
+    What keeps Weights & Biases from working keeps no training from it: metrics then go to the log,
+    which is said. ``WANDB_MODE=offline`` writes below ``folder`` without a network.
+
+    Args:
+        project: name of the project.
+        folder: of the run, whose name it gets.
+        config: the run's settings, shown beside it.
+    """
+    if project is None:
+        return None
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        _LOG.warning(
+            "trainer.wandb: wandb is not installed (pip install 'teamvla[wandb]'): metrics go to "
+            "the log"
+        )
+        return LogTracker()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=project, name=folder.name, id=folder.name, resume="allow", dir=str(folder),
+            config=dict(config), settings=wandb.Settings(silent=True, init_timeout=30),
+        )  # fmt: skip
+    except (wandb.Error, OSError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _LOG.warning("trainer.wandb: %s: metrics go to the log", said)
+        return LogTracker()
+    return WandbTracker(run)
