@@ -82,10 +82,18 @@ def test_the_digest_is_that_of_the_file_with_the_digest_as_zeros(checkpoint):
 
 def test_equal_contents_are_equal_bytes(tmp_path):
     first = write_checkpoint(tmp_path / "0", META, TENSORS).read_bytes()
-    meta, tensors = dict(reversed(META.items())), dict(reversed(TENSORS.items()))
+    tensors = dict(reversed(TENSORS.items()))
     for number in range(1, 9):
-        again = write_checkpoint(tmp_path / str(number), meta, tensors)
+        again = write_checkpoint(tmp_path / str(number), META, tensors)
         assert again.read_bytes() == first
+
+
+def test_the_order_of_arms_and_signals_comes_back(tmp_path):
+    names = ["grid", "direction", "action"]
+    meta = {"zeal": 1, "config": {"mapping": {"signals": {name: {} for name in names}}}}
+    told = read_header(write_checkpoint(tmp_path / "a", meta, {})).meta
+    assert [*told] == ["format_version", "zeal", "config"]
+    assert [*told["config"]["mapping"]["signals"]] == names
 
 
 def test_an_older_checkpoint_is_replaced_whole(checkpoint):

@@ -117,3 +117,36 @@ def test_a_chunk_of_another_length_is_refused():
     chunker = ActionChunker(execution(), K)
     with pytest.raises(ValueError, match="expected a chunk of 4 rows, got 3"):
         chunker.add(chunk(0.0)[:3])
+
+
+def voted(*chunks: list[float], **settings) -> list[float]:
+    """What is taken of the choices of chunks that come a tick apart, and the mean of the rest."""
+    chunker = ActionChunker(execution(replan_every=1, **settings), len(chunks), choices=[1])
+    for start, moves in enumerate(chunks):
+        rows = np.stack([np.full(len(chunks), float(start)), np.array(moves)], 1)
+        chunker.add(rows.astype(np.float32))
+        action = chunker.next_action()
+    return action.tolist()
+
+
+def test_among_choices_that_most_chunks_make_is_taken_and_no_mean():
+    assert voted([0, 0, 6], [0, 6, 0], [2, 0, 0]) == [1, 6]
+
+
+def test_among_choices_with_equal_votes_the_newest_is_taken():
+    assert voted([0, 6], [1, 0]) == [0.5, 1]
+    assert voted([0, 1], [6, 0]) == [0.5, 6]
+    assert voted([0, 0, 3], [0, 5, 0], [4, 0, 0])[1] == 4
+
+
+def test_votes_weigh_as_chunks_do():
+    old = {"ensemble_decay": 2.0}
+    assert voted([0, 0, 3], [0, 5, 0], [5, 0, 0], **old)[1] == 3
+    assert voted([0, 0, 3], [0, 3, 0], [5, 0, 0], ensemble_decay=-2.0)[1] == 5
+
+
+@pytest.mark.parametrize("mode", ["ensemble", "receding"])
+def test_who_feels_nothing_never_stalls(mode):
+    chunker = ActionChunker(execution(mode=mode, stall_steps=3), K)
+    _, planned = drive(chunker, 12, lambda _tick: np.zeros(0, np.float32))
+    assert planned == [0, 2, 4, 6, 8, 10]

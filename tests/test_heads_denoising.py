@@ -184,7 +184,7 @@ def test_diffusers_loads_with_the_first_head_and_not_before():
 
 def test_noise_levels_of_one_observation_are_spread_evenly():
     head = make("diffusion", {"times_per_sample": 4})
-    levels = head.levels(500, None).reshape(500, 4)
+    levels = head.random_times(500, 4, None).reshape(500, 4)
     assert torch.equal((levels * 4).long(), torch.arange(4).expand(500, 4))
     assert float((levels * 4 % 1).std()) == pytest.approx(1 / math.sqrt(12), abs=0.02)
 

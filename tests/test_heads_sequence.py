@@ -177,7 +177,7 @@ def test_continuous_rows_are_what_teacher_forcing_gives_for_them() -> None:
 def test_binned_rows_are_the_likeliest_that_teacher_forcing_gives_for_them() -> None:
     head = transformer("binned")
     sampled = head.sample(seen())
-    forced = head.centres(head.teacher_forced(seen(), sampled).argmax(-1))
+    forced = head.bins.centres(head.teacher_forced(seen(), sampled).argmax(-1))
     assert torch.equal(sampled, forced)
 
 
@@ -199,15 +199,16 @@ def test_steps_with_kept_keys_equal_the_whole_sequence() -> None:
 @pytest.mark.parametrize("count", [2, 7, 256])
 def test_bins_invert_within_half_a_bin(count: int) -> None:
     head = transformer("binned", num_bins=count)
-    numbers = torch.linspace(-1, 1, 1001)
-    assert (head.centres(head.bins(numbers)) - numbers).abs().max() <= 1 / count + 1e-6
-    assert torch.equal(head.bins(head.centres(torch.arange(count))), torch.arange(count))
+    numbers = torch.linspace(-1, 1, 1001)[:, None].expand(-1, ACTIONS)
+    assert (head.bins.centres(head.bins.of(numbers)) - numbers).abs().max() <= 1 / count + 1e-6
+    places = torch.arange(count)[:, None].expand(-1, ACTIONS)
+    assert torch.equal(head.bins.of(head.bins.centres(places)), places)
 
 
 def test_what_is_out_of_range_falls_into_the_end_bins() -> None:
     head = transformer("binned")
-    numbers = torch.tensor([-1e9, -1.0, 1.0, 3.0, float("inf")])
-    assert head.bins(numbers).tolist() == [0, 0, 7, 7, 7]
+    numbers = torch.tensor([-1e9, -1.0, 1.0, 3.0, float("inf")])[:, None].expand(-1, ACTIONS)
+    assert head.bins.of(numbers)[:, 0].tolist() == [0, 0, 7, 7, 7]
 
 
 def test_binned_is_bounded_and_continuous_is_not() -> None:
@@ -218,8 +219,8 @@ def test_binned_is_bounded_and_continuous_is_not() -> None:
 def test_binned_loss_is_the_mean_surprise_of_the_bins() -> None:
     head, (target, is_pad) = transformer("binned"), chunks()
     lost = head.loss(seen(), target, is_pad)
-    chances = head.teacher_forced(seen(), head.centres(head.bins(target))).log_softmax(-1)
-    surprise = -chances.gather(-1, head.bins(target).unsqueeze(-1)).squeeze(-1)
+    chances = head.teacher_forced(seen(), head.bins.centres(head.bins.of(target))).log_softmax(-1)
+    surprise = -chances.gather(-1, head.bins.of(target).unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(lost.total, surprise[~is_pad].mean())
     assert lost.predicted is None
 

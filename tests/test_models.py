@@ -114,7 +114,7 @@ def test_forward_predicts_a_chunk_for_every_arm(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_predictions_depend_on_picture_state_and_instruction(name):
     policy, batch = make(name, chunk_size=K).eval(), make_batch()
-    inputs = ("state",) if name == "bc" else ("image", "state", "language")
+    inputs = ("state",) if name in {"bc", "mdlm"} else ("image", "state", "language")
     with torch.no_grad():
         before = policy(batch)["predicted_actions"]
         for change in inputs:
@@ -312,7 +312,7 @@ def test_a_policy_for_plain_sizes_cannot_act_in_an_environment():
 
 
 def test_a_policy_without_anything_to_act_on_is_refused():
-    with pytest.raises(ConfigError, match="expected a state, pictures or words to act on"):
+    with pytest.raises(ConfigError, match="expected a state, pictures, words or sensors"):
         make(vision=None, language=None, use_state=False)
 
 

@@ -68,7 +68,8 @@ def observation(seed: int = 0):
 def test_a_finite_gradient_reaches_every_parameter(head):
     torch.manual_seed(0)
     policy, batch = make(head), driving_batch()
-    train(policy, batch)
+    # Behind an output of zeros, and gates, slopes only show after some steps.
+    train(policy, batch, **({"steps": 3, "lr": 0.01} if head == "masked" else {}))
     assert_slopes(policy, batch)
 
 
@@ -397,13 +398,14 @@ def test_spaces_of_arms_with_signals():
     assert chunk.shape == (1, 2, 15)
 
 
-def test_one_of_several_moves_is_no_action_of_these_policies():
+def test_whole_numbers_without_names_are_no_action_of_policies():
     contract = Contract(
         embodiment="grid",
         cameras=(),
-        signals=(Signal(field="move", role="action", dtype="int64", choices=("left", "right")),),
+        signals=(Signal(field="move", role="action", dtype="int64"),),
     )
-    with pytest.raises(ContractError, match=r"action signal 'move': expected float32, got action"):
+    where = r"action signal 'move': expected float32, or with choices, got action int64"
+    with pytest.raises(ContractError, match=where):
         Spaces.of(contract)
 
 

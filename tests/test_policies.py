@@ -44,7 +44,8 @@ def test_it_builds_from_its_defaults_and_predicts_chunks(name, head):
     assert chunk.shape == (2, config.chunk_size, DIM)
     assert chunk.dtype == torch.float32
     assert chunk.isfinite().all()
-    assert not torch.equal(chunk[0], chunk[1])
+    if head != "masked":  # to which all is alike at first
+        assert not torch.equal(chunk[0], chunk[1])
 
 
 @every_head
@@ -52,7 +53,8 @@ def test_it_builds_from_its_defaults_and_predicts_chunks(name, head):
 def test_a_finite_gradient_reaches_every_parameter(name, head):
     torch.manual_seed(0)
     policy, batch = make(name, head), make_batch()
-    train(policy, batch)  # blocks that start as the identity pass nothing on at first
+    # Blocks that start as the identity pass nothing on at first, nor does an output of zeros.
+    train(policy, batch, **({"steps": 3, "lr": 0.01} if head == "masked" else {}))
     assert_slopes(policy, batch)
 
 
@@ -85,7 +87,8 @@ def test_padding_changes_no_gradient_of_sync_and_collision(value):
 @every_head
 @every_policy
 def test_padding_changes_nothing(name, head, value):
-    policy, batch = make(name, head).train(), make_batch()
+    policy, batch = make(name, head), make_batch()
+    train(policy, batch).train()  # some heads hold all actions alike at first
     before, slopes = lost(policy, batch), gradients(policy, batch)
     batch["actions"][0, CHUNK // 2 :] = value
     after = lost(policy, batch)

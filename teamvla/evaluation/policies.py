@@ -48,11 +48,9 @@ class PolicyFromCheckpoint:
         own = config_of(read_header(self.path))
         project = own.override(self.overrides)
         before, after = (p.section("model", PolicyConfig) for p in (own, project))
-        free = before.ADJUSTABLE
-        kept = after.model_copy(update={name: getattr(before, name) for name in free})
-        if before != kept:
-            named = " and ".join(f"model.{name}" for name in free)
-            other = differences(before.model_dump(mode="json"), kept.model_dump(mode="json"))
+        other = differences(before.fixed(), after.fixed())
+        if other:
+            named = ", ".join(f"model.{name}" for name in before.adjustable)
             raise ConfigError(
                 "--set model", f"a change of {named} at most",
                 f"another model ({'; '.join(other[:3])})",

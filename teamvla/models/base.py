@@ -54,6 +54,21 @@ class PolicyConfig(Settings):
     NEEDED_FIELDS: ClassVar[tuple[str, ...]] = ()
 
     @property
+    def adjustable(self) -> list[str]:
+        """What may differ between training and evaluation, the head's settings as ``head.x``."""
+        head: HeadConfig | None = self.head
+        of_head = () if head is None else head.ADJUSTABLE
+        return [*self.ADJUSTABLE, *(f"head.{name}" for name in of_head)]
+
+    def fixed(self) -> dict[str, Any]:
+        """All other settings, as plain data."""
+        settings = self.model_dump(mode="json")
+        for name in self.adjustable:
+            section, _, key = name.rpartition(".")
+            del (settings[section] if section else settings)[key]
+        return settings
+
+    @property
     def learns_from_sequences(self) -> str | None:
         """Why samples must be sequences of steps, or None where single steps will do."""
         return None
@@ -353,7 +368,9 @@ class Policy(Adaptable, ABC):
         return predicted
 
     def adjust(self, config: PolicyConfig) -> None:
-        """Go by those settings of ``config`` that are ``ADJUSTABLE``, and begin a new episode."""
+        """Go by those settings of ``config`` that are ``adjustable``, and begin a new episode."""
+        for head in self._heads:
+            head.adjust(config.head)
         self.set_execution(config.execution)
 
     def set_execution(self, execution: ExecutionConfig) -> None:

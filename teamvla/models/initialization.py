@@ -37,11 +37,10 @@ def embedding(*shape: int) -> nn.Parameter:
     return weight
 
 
-def init_identity(last: nn.Linear | nn.Conv2d) -> None:
+def init_identity(last: nn.Linear) -> None:
     """Let what ends in ``last`` start at 0, as a residual block that is the identity."""
     nn.init.zeros_(last.weight)
-    if last.bias is not None:
-        nn.init.zeros_(last.bias)
+    nn.init.zeros_(last.bias)
 
 
 def init_modulation(linear: nn.Linear) -> None:

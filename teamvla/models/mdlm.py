@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field
 
@@ -51,8 +51,6 @@ class DiffusionPolicyConfig(ComposedConfig):
     fusion: Annotated[FusionConfig, ByType(FUSION_REGISTRY, "pooled")] = PooledConfig()
     head: Annotated[HeadConfig, ByType(ACTION_HEAD_REGISTRY, "masked")] = MaskedHeadConfig()
     execution: ExecutionConfig = ExecutionConfig(mode="receding", n_action_steps=4)
-
-    ADJUSTABLE: ClassVar[tuple[str, ...]] = ("execution",)
 
 
 class DiffusionPolicy(ComposedPolicy):

@@ -57,6 +57,8 @@ def batch_of(
         given = _one_row(obs, required(contract), last)
     observations = {key: value.to(device) for key, value in given.items()}
     counts = {key: len(value) for key, value in observations.items() if value.dim()}
+    if not counts:
+        raise ContractError("observations", "tensors or an environment's", ", ".join(sorted(obs)))
     rows = next(iter(counts.values()))
     if any(count != rows for count in counts.values()):
         raise ContractError("observations", "as many rows of each", f"{counts}")

@@ -145,11 +145,10 @@ def _publish(run: Run, success: float | None, val: Metrics | None) -> None:
         names.insert(0, "best.ckpt")
     if state.epoch % config.checkpoint_every == 0 or state.epoch == config.epochs:
         names.insert(0, f"epoch_{state.epoch:04d}.ckpt")
-    path = save(run, names[0])
+    path = save(run, names[0], val)
     for name in names[1:]:
         duplicate(path, run.checkpoints / name)
-    if config.metadata:
-        for name in names:
+        if config.metadata:
             write_metadata(run.checkpoints / name, val)
 
 

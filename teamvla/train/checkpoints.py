@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import platform
 import random
 import subprocess
@@ -88,12 +87,10 @@ def write_metadata(path: Path, val: Mapping[str, float] | None) -> Path:
         val: validation metrics of its epoch.
     """
     header = read_header(path)
-    weights = [tensor for tensor in header.tensors if tensor.name.startswith("model.")]
     told = ("tasks", "state", "config", "contract", "manifest_digest", "created", "git", "packages")
     content = {
         "checkpoint": path.name,
         "sha256": header.sha256,
-        "parameters": sum(math.prod(tensor.shape) for tensor in weights),
         "val": None if val is None else dict(val),
         **{key: header.meta[key] for key in told if key in header.meta},
     }

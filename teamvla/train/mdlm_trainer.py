@@ -20,7 +20,15 @@ from teamvla.train.schedulers import (
     make_optimizer,
     make_scheduler,
 )
-from teamvla.train.trainer import Batch, Learner, Metrics, Window, evaluate, to_device
+from teamvla.train.trainer import (
+    Batch,
+    Learner,
+    Metrics,
+    Window,
+    evaluate,
+    require_finite,
+    to_device,
+)
 
 #: what a policy of this kind is usually trained by
 OPTIMIZER = OptimizerConfig(lr=1e-3, weight_decay=1e-4)
@@ -68,16 +76,25 @@ class MaskedDiffusionTrainer:
 
         Returns:
             Means over the steps: ``loss``, ``cross_entropy``, ``accuracy``, ``mask_ratio``, ...
+
+        Raises:
+            ConfigError: there are no batches.
+            TeamVLAError: the loss is not a finite number any more.
         """
         self.learner.policy.train()
         window = Window()
         for batch in batches:
             window.add(self.learner.step(to_device(batch, self.learner.device)))
-        return {**window.take(), "lr": learning_rate(self.learner.optimizer)}
+        metrics = _checked(window.take() if window.count else {}, "a training epoch")
+        return {**metrics, "lr": learning_rate(self.learner.optimizer)}
 
     def validate(self, batches: Iterable[Batch]) -> Metrics:
-        """The same means without training; the schedule goes by this ``loss``."""
+        """The same means without training; the schedule goes by this ``loss``.
+
+        Raises as :meth:`train_epoch` does.
+        """
         metrics = evaluate(self.learner.policy, batches, self.learner.device)
+        _checked(metrics, "a validation")
         self.learner.end_epoch(metrics["loss"])
         return metrics
 
@@ -107,3 +124,10 @@ class MaskedDiffusionTrainer:
                 best, weights = validated, copy.deepcopy(self.learner.policy.state_dict())
         self.learner.policy.load_state_dict(weights)
         return best or {}
+
+
+def _checked(metrics: Metrics, where: str) -> Metrics:
+    if not metrics:
+        raise ConfigError("batches", "at least one", "none")
+    require_finite(metrics, where)
+    return metrics

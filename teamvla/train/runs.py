@@ -35,6 +35,7 @@ from teamvla.train.checkpoints import (
     load_checkpoint,
     require_same_model,
     save_checkpoint,
+    write_metadata,
 )
 from teamvla.train.ema import WeightAverage
 from teamvla.train.journal import MetricsJournal
@@ -49,6 +50,7 @@ from teamvla.train.tracking import open_tracker
 from teamvla.train.trainer import (
     Batch,
     Learner,
+    Metrics,
     TrainerConfig,
     TrainingState,
     to_device,
@@ -179,15 +181,18 @@ def settled(project: Project) -> Project:
     return project.replace("dataset", seed=project.session.seed)
 
 
-def save(run: Run, name: str) -> Path:
-    """Publish the run as it stands among its checkpoints."""
-    return save_checkpoint(
+def save(run: Run, name: str, val: Metrics | None = None) -> Path:
+    """Publish the run as it stands among its checkpoints, with what validation said of it."""
+    path = save_checkpoint(
         run.checkpoints / name,
         run.learner,
         meta=run.meta,
         sampler=run.train_loader.batch_sampler.state_dict(),
         probe_batch=_first_sample(run),
     )
+    if run.config.metadata:
+        write_metadata(path, val)
+    return path
 
 
 def _first_sample(run: Run) -> Batch:

@@ -64,12 +64,17 @@ def open_tracker(project: str | None, folder: Path, config: Mapping[str, Any]) -
         return LogTracker()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Silent from its setup on: only then does it not ask a terminal for a key, for ever.
+        wandb.setup(wandb.Settings(silent=True))
         run = wandb.init(
             project=project, name=folder.name, id=folder.name, resume="allow", dir=str(folder),
-            config=dict(config), settings=wandb.Settings(silent=True, init_timeout=30),
+            reinit="create_new",  # one process may train more than once
+            config=dict(config),
+            # What is printed is for whoever started the training.
+            settings=wandb.Settings(silent=True, init_timeout=30, console="off"),
         )  # fmt: skip
-    except (wandb.Error, OSError) as error:
+    except (wandb.Error, OSError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        _LOG.warning("trainer.wandb: %s: metrics go to the log", said)
+        _LOG.warning("trainer.wandb: %s: metrics go to the log", said.rstrip("."))
         return LogTracker()
     return WandbTracker(run)

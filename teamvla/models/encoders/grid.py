@@ -1,6 +1,6 @@
 """Cells of a grid world to tokens.
 
-Shapes: B batch, H W cells, C their channels, N tokens, D width, F features.
+Shapes: B batch, X Y cells, C their channels, N tokens, D width, F features.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from teamvla.errors import ConfigError
 from teamvla.models.encoders.sensors import SensorConfig, SensorEncoder
 from teamvla.models.features import Sensed, Tokens
-from teamvla.models.initialization import embedding, init_identity
+from teamvla.models.initialization import embedding
 
 #: kinds that a channel of a cell can tell apart: MiniGrid has 11 of things, 6 colours, 4 states
 KINDS = 16
+#: MiniGrid's kind of the agent in a map of the world
+AGENT = 10
 #: ways to face
 _DIRECTIONS = 4
 _RANK, _CHANNELS = 3, 3
+#: numbers of a token that are kept where they stand side by side
+_KEPT = 16
 
 
 class GridConfig(SensorConfig):
@@ -38,23 +42,41 @@ class GridConfig(SensorConfig):
     stride: Literal[1, 2, 3] = Field(
         default=1, description="Cells, down and across, that make one token."
     )
+    pooling: Literal["mean", "flatten"] = Field(
+        default="mean",
+        description="How tokens become the feature vector: their mean, or side by side, a few "
+        "numbers of each, through an MLP, which keeps what stands where.",
+    )
     direction: str | None = Field(
         default="direction", description="Field of the way it faces, 0..3; null: it is not told."
     )
+    centred: bool = Field(
+        default=False,
+        description="Whether a map that shows the agent is moved and turned so that it is in the "
+        "middle and faces up; direction must be told.",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_turned(self) -> Self:
+        if self.centred and self.direction is None:
+            raise ValueError("centred goes with a direction")
+        return self
 
 
 class StateEncoder(SensorEncoder):
     """What a grid world shows, and the way that the agent faces, to tokens.
 
-        cells [B,H,W,C] -> sum of embeddings of their kinds, place and direction
+        cells [B,X,Y,C] -> sum of embeddings of their kinds, place and direction
                         -> convolution (3x3 residual blocks) -> tokens [B,N,D] -> mean -> [B,F]
 
-    N is H*W / stride^2, row by row. Whole numbers from 0 to 15 are told apart in each channel:
-    MiniGrid's object, colour and state.
+    N is X*Y / stride^2. Whole numbers from 0 to 15 are told apart in each channel: MiniGrid's
+    object, colour and state. As there, the first axis is x, to the right, and the second y, down.
+    A map of the world may be ``centred`` on the agent first: where a thing lies from it is then
+    where it stands in the map, of 2 max(X, Y) - 1 cells a side.
 
     Args:
         channels: C.
-        cells: H and W.
+        cells: X and Y.
         config, settings: see :class:`SensorEncoder`.
     """
 
@@ -70,21 +92,23 @@ class StateEncoder(SensorEncoder):
     ) -> None:
         super().__init__(channels, config=config, **settings)
         config, hidden = self.config, self.config.hidden_dim
-        self.dim, self.cells = config.token_dim, cells
+        self.dim, self.shown = config.token_dim, cells
+        side = 2 * max(cells) - 1
+        cells = (side, side) if config.centred else cells
         self.besides = () if config.direction is None else (config.direction,)
-        self.kinds = nn.Embedding(channels * KINDS, hidden)
+        self.kinds = embedding(channels * KINDS, hidden)
         self.places = embedding(hidden, *cells)
         self.directions = embedding(_DIRECTIONS, hidden)
         step = config.stride
         self.inputs = nn.Conv2d(hidden, hidden, 3, step, 1)
         self.blocks = nn.Sequential(*(ConvBlock(hidden) for _ in range(config.num_blocks)))
         self.tokens = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, self.dim))
-        self.vector = nn.Linear(self.dim, self.output_dim)
         self.num_tokens = -(-cells[0] // step) * -(-cells[1] // step)
+        self.vector = self._pool()
 
     @classmethod
     def of_shape(cls, config: SensorConfig, shape: Sequence[int]) -> Self:
-        """See :meth:`SensorEncoder.of_shape`: [H,W,C]."""
+        """See :meth:`SensorEncoder.of_shape`: [X,Y,C]."""
         cls.require_rank(shape, _RANK)
         if shape[0] == -1:
             got = f"shape {tuple(shape)}"
@@ -97,29 +121,63 @@ class StateEncoder(SensorEncoder):
         """See :meth:`SensorEncoder.encode`.
 
         Args:
-            readings: cells [B,H,W,C].
+            readings: cells [B,X,Y,C].
             mask: there is none.
             direction: the way it faces, 0..3 [B]; None: nobody knows.
         """
+        facing = readings.new_zeros(len(readings)) if direction is None else direction.reshape(-1)
+        facing = facing.long().clamp(0, _DIRECTIONS - 1)
+        if self.config.centred:
+            readings = self._centred(readings, facing)
         channels = torch.arange(self.channels, device=readings.device) * KINDS
         kinds = readings.long().clamp(0, KINDS - 1) + channels
-        flat = functional.embedding_bag(kinds.flatten(0, 2), self.kinds.weight, mode="sum")
-        hidden = flat.view(*kinds.shape[:3], -1).permute(0, 3, 1, 2) + self.places
-        if direction is not None:
-            facing = direction.long().clamp(0, _DIRECTIONS - 1).reshape(-1)
-            hidden = hidden + self.directions[facing][:, :, None, None]
-        maps = self.blocks(self.inputs(hidden))
+        flat = functional.embedding_bag(kinds.flatten(0, 2), self.kinds, mode="sum")
+        hidden = flat.view(*kinds.shape[:3], -1) + self.directions[facing][:, None, None]
+        maps = hidden.permute(0, 3, 1, 2) + self.places
+        maps = self.blocks(self.inputs(maps))
         tokens = self.tokens(maps.flatten(2).transpose(1, 2))
-        return Sensed(self.vector(tokens.mean(1)), Tokens.full(tokens))
+        pooled = tokens.mean(1) if self.config.pooling == "mean" else tokens
+        return Sensed(self.vector(pooled), Tokens.full(tokens))
+
+    def _pool(self) -> nn.Module:
+        if self.config.pooling == "mean":
+            return nn.Linear(self.dim, self.output_dim)
+        return nn.Sequential(
+            nn.Linear(self.dim, _KEPT),
+            nn.Flatten(),
+            nn.Linear(self.num_tokens * _KEPT, 2 * self.output_dim),
+            nn.SiLU(),
+            nn.Linear(2 * self.output_dim, self.output_dim),
+        )
+
+    def _centred(self, readings: Tensor, facing: Tensor) -> Tensor:
+        """Cells [B,X,Y,C] as the agent sees them [B,S,S,C]: 0 beyond the map, it faces up."""
+        width, height = self.shown
+        at = (readings[..., 0] == AGENT).flatten(1).long().argmax(1)
+        x, y = (at // height)[:, None, None], (at % height)[:, None, None]
+        reach = torch.arange(1 - max(self.shown), max(self.shown), device=at.device)
+        right, ahead = reach[:, None], -reach
+        # Facing 0..3 is right, down, left, up: a quarter turn each.
+        cos = ((facing == 0).long() - (facing == 2).long())[:, None, None]
+        sin = ((facing == 1).long() - (facing == 3).long())[:, None, None]
+        x, y = x + cos * ahead - sin * right, y + sin * ahead + cos * right
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        places = (x.clamp(0, width - 1) * height + y.clamp(0, height - 1)).flatten(1)
+        cells = readings.flatten(1, 2)
+        seen = cells.gather(1, places.unsqueeze(-1).expand(-1, -1, cells.shape[-1]))
+        return seen.view(*x.shape, -1) * inside.unsqueeze(-1)
 
 
 class ConvBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), 3x3 each, the identity at first."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), 3x3 each.
+
+    Not the identity at first: without a nonlinearity a mean over cells hardly tells what stands
+    where.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         inner, outer = (nn.Conv2d(width, width, 3, 1, 1) for _ in range(2))
-        init_identity(outer)
         self.layers = nn.Sequential(
             nn.GroupNorm(8, width), nn.SiLU(), inner, nn.GroupNorm(8, width), nn.SiLU(), outer
         )

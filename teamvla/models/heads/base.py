@@ -27,6 +27,9 @@ class HeadConfig(Settings):
 
     type: str = Field(description="Name of the head.")
 
+    #: what may differ between training and evaluation; see :meth:`ActionHead.adjust`
+    ADJUSTABLE: ClassVar[tuple[str, ...]] = ()
+
     @property
     def takes_any_chunk(self) -> bool:
         """Whether chunks may be longer than every episode: it tells where they end."""
@@ -138,6 +141,11 @@ class ActionHead(nn.Module, ABC):
                 gets what its rows would get alone.
         """
 
+    def adjust(self, config: HeadConfig) -> None:
+        """Sample by those settings of ``config`` that are ``ADJUSTABLE``."""
+        changed = {name: getattr(config, name) for name in config.ADJUSTABLE}
+        self.config = self.config.model_copy(update=changed)
+
     def forward(
         self, features: Features | Tensor, target_actions: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -167,7 +175,7 @@ class ActionHead(nn.Module, ABC):
         """A generator that draws the same every time."""
         return torch.Generator(device).manual_seed(0)
 
-    def levels(self, rows: int, parts: int, dice: Generator | None) -> Tensor:
+    def random_times(self, rows: int, parts: int, dice: Generator | None) -> Tensor:
         """Random times [rows * parts] to train at, uniform in [0, 1).
 
         Those of one observation lie one in each of as many equal parts: each is uniform, and

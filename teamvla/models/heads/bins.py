@@ -44,9 +44,9 @@ class Bins(nn.Module):
 
     def of(self, actions: Tensor) -> Tensor:
         """Actions [...,D] to bins int64; what is outside [-1, 1] to the ends', NaN to any."""
-        share = (actions.nan_to_num() + 1) / 2
+        share = ((actions.nan_to_num() + 1) / 2).clamp(0, 1)  # infinity has no whole number
         places = torch.where(self.is_choice, share * (self.counts - 1) + 0.5, share * self.counts)
-        return places.floor().long().clamp_min(0).minimum(self.counts - 1)
+        return places.floor().long().minimum(self.counts - 1)
 
     def centres(self, bins: Tensor) -> Tensor:
         """Bins [...,D] to the numbers in their middles, and choices to where they lie."""

@@ -7,7 +7,7 @@ denoiser.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -60,6 +60,8 @@ class DenoisingConfig(HeadConfig):
         if self.denoiser == "transformer":
             require_heads(self.num_heads, "hidden_dim", self.width)
         return self
+
+    ADJUSTABLE: ClassVar[tuple[str, ...]] = ("num_inference_steps",)
 
     @property
     def width(self) -> int:

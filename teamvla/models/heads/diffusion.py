@@ -102,7 +102,7 @@ class DiffusionActionHead(DenoisingHead):
         repeats, dice = self.config.times_per_sample, self.dice()
         clean = hold_last(target, is_pad).repeat_interleave(repeats, 0)
         pad = is_pad.repeat_interleave(repeats, 0)
-        levels = self.levels(target.shape[0], repeats, dice)
+        levels = self.random_times(target.shape[0], repeats, dice)
         steps = (levels * self.config.num_diffusion_steps).long()
         noise = self.noise_like(clean, dice)
         scheduler = self._scheduler(self.config.num_inference_steps)

@@ -68,7 +68,7 @@ class FlowMatchingActionHead(DenoisingHead):
 
     def times(self, rows: int, dice: Generator | None) -> Tensor:
         """Random times [rows * times_per_sample] to train at."""
-        noisiness = self.levels(rows, self.config.times_per_sample, dice)
+        noisiness = self.random_times(rows, self.config.times_per_sample, dice)
         if self.config.time_distribution == "beta":
             # The inverse of the distribution function of Beta(alpha, 1), u^alpha.
             noisiness = noisiness.pow(1 / self.config.beta_alpha)

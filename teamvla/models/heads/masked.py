@@ -7,7 +7,8 @@ features, W width of the denoiser.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -63,6 +64,14 @@ class MaskedHeadConfig(UnmaskingConfig, HeadConfig):
         "are left; or the last action, learned and seen as any other.",
     )
 
+    ADJUSTABLE: ClassVar[tuple[str, ...]] = (
+        "sampler",
+        "num_inference_steps",
+        "confidence_threshold",
+        "temperature",
+        "remasking",
+    )
+
     @property
     def takes_any_chunk(self) -> bool:
         """See :attr:`HeadConfig.takes_any_chunk`."""
@@ -72,6 +81,21 @@ class MaskedHeadConfig(UnmaskingConfig, HeadConfig):
     def _heads_divide_the_width(self) -> Self:
         require_heads(self.num_heads, "hidden_dim", self.hidden_dim)
         return self
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network is told of observations.
+
+    Attributes:
+        summary: [B,W].
+        contexts: of each block keys and values of N more tokens; empty: none.
+        mask: bool [B,N], which of them count; None without them.
+    """
+
+    summary: Tensor
+    contexts: Sequence[KeysValues] = ()
+    mask: Tensor | None = None
 
 
 class MaskedDiffusionHead(ActionHead):
@@ -161,13 +185,13 @@ class MaskedDiffusionHead(ActionHead):
         bins = self.bins.of(target).repeat_interleave(repeats, 0)
         known = target.isfinite().repeat_interleave(repeats, 0)
         counted = self._counted(is_pad).repeat_interleave(repeats, 0)
-        times = self.levels(target.shape[0], repeats, dice)
+        times = self.random_times(target.shape[0], repeats, dice)
         drawn = torch.rand(bins.shape, generator=dice, device=bins.device)
         ratio = mask_ratio(self.config.schedule, times)[:, None, None]
         masked = (drawn < ratio) & counted.unsqueeze(-1)
-        seen, contexts = self.condition(features, repeats)
+        seen = self.condition(features, repeats)
         noise = self._noise(bins.shape[0], dice)
-        logits = self.logits(bins, masked, times, seen, contexts, counted, noise)
+        logits = self.logits(bins, masked, times, seen, counted, noise)
         # No bin stands for what is no number, and it must not pass for one.
         surprise = self._surprise(logits, bins).where(known, torch.nan)
         surprise = torch.where(masked, surprise, 0.0)
@@ -176,14 +200,14 @@ class MaskedDiffusionHead(ActionHead):
         parts = {
             "cross_entropy": surprise.sum() / number,
             "accuracy": right.sum() / number,
-            "mask_ratio": number / (counted.sum() * self.action_dim),
+            "mask_ratio": masked.sum() / (counted.sum() * self.action_dim),
         }
         total, tokens = parts["cross_entropy"], counted.sum(1) * self.action_dim
         if self.config.loss_weighting == "elbo":
             weights = elbo_weight(self.config.schedule, times)
             total = (weights * surprise.sum((1, 2)) / tokens).mean()
         if self.length is not None:
-            told, there = self.length(seen).float(), counted.sum(1) - 1
+            told, there = self.length(seen.summary).float(), counted.sum(1) - 1
             lost = functional.cross_entropy(told, there, reduction="none")
             parts["length"] = lost.mean()
             total = total + (lost / tokens).mean()
@@ -207,59 +231,51 @@ class MaskedDiffusionHead(ActionHead):
         """See :meth:`ActionHead.sample`."""
         features = as_features(features)
         rows, device = features.summary.shape[0], features.summary.device
-        seen, contexts = self.condition(features)
+        seen = self.condition(features)
         # What a row gets must not depend on which others there are.
         dice, draws = (self.steady(device), 1) if generator is None else (generator, rows)
 
-        counted = self._there(seen, generator)
+        counted = self._there(seen.summary, generator)
 
         def predict(bins: Tensor, masked: Tensor, times: Tensor) -> Tensor:
             noise = self._noise(draws, dice)
-            return self.logits(bins, masked, times, seen, contexts, counted, noise)
+            return self.logits(bins, masked, times, seen, counted, noise)
 
         bins = unmask(predict, counted, self.action_dim, self.config, generator)
         return hold_last(self.bins.centres(bins), ~counted)
 
-    def _there(self, seen: Tensor, generator: Generator | None) -> Tensor:
+    def _there(self, summary: Tensor, generator: Generator | None) -> Tensor:
         """bool [B,K]: the rows that a chunk has, the likeliest number or a drawn one."""
         if self.length is None:
-            return seen.new_ones(seen.shape[0], self.chunk_size, dtype=torch.bool)
-        told = self.length(seen).float()
+            return summary.new_ones(summary.shape[0], self.chunk_size, dtype=torch.bool)
+        told = self.length(summary).float()
         last = told.argmax(1)
         if generator is not None:
             chances = told.softmax(1).to(generator.device)
             last = torch.multinomial(chances, 1, generator=generator)[:, 0].to(told.device)
-        there: Tensor = torch.arange(self.chunk_size, device=seen.device) <= last[:, None]
+        there: Tensor = torch.arange(self.chunk_size, device=summary.device) <= last[:, None]
         return there
 
-    def condition(
-        self, features: Features, repeats: int = 1
-    ) -> tuple[Tensor, list[tuple[KeysValues, Tensor]] | None]:
-        """What the network needs of the features of B observations, once for all steps.
-
-        Returns:
-            The summary [B*R,W], and for each block keys and values of the context with their
-            mask bool [B*R,N]; None without a context.
-        """
+    def condition(self, features: Features, repeats: int = 1) -> Seen:
+        """What the network needs of the features of B observations, once for all steps."""
         summary = self.summary(features.summary).repeat_interleave(repeats, 0)
         if self.context is None:
-            return summary, None
+            return Seen(summary)
         tokens = self.context(features.tokens.values)
-        mask = features.tokens.mask.repeat_interleave(repeats, 0)
-        contexts = []
-        for block in self._blocks:
-            keys, values = block.attention.keys_values(tokens)
-            pair = keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0)
-            contexts.append((pair, mask))
-        return summary, contexts
+        contexts = [block.attention.keys_values(tokens) for block in self._blocks]
+        if repeats > 1:
+            contexts = [
+                (keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0))
+                for keys, values in contexts
+            ]
+        return Seen(summary, contexts, features.tokens.mask.repeat_interleave(repeats, 0))
 
     def logits(
         self,
         bins: Tensor,
         masked: Tensor,
         times: Tensor,
-        seen: Tensor,
-        contexts: Sequence[tuple[KeysValues, Tensor]] | None = None,
+        seen: Seen,
         counted: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
@@ -269,18 +285,18 @@ class MaskedDiffusionHead(ActionHead):
             bins: int64 [B,K,D]; what stands in masked ones changes nothing.
             masked: bool [B,K,D].
             times: [B].
-            seen, contexts: of :meth:`condition`.
+            seen: of :meth:`condition`.
             counted: bool [B,K], rows that are looked at; None: all.
             noise: [B,K,W] or [1,K,W] in place of masked tokens; None: what was learned for them.
         """
         hidden = self._embedded(bins, masked, noise) + self.positions
-        condition = self.time(times) + seen
+        condition = self.time(times) + seen.summary
+        mask = counted
+        if seen.mask is not None:
+            own = torch.ones_like(masked[..., 0]) if counted is None else counted
+            mask = torch.cat([seen.mask, own], 1)
         for depth, block in enumerate(self._blocks):
-            context, mask = None, counted
-            if contexts is not None:
-                context, there = contexts[depth]
-                own = torch.ones_like(masked[..., 0]) if counted is None else counted
-                mask = torch.cat([there, own], 1)
+            context = seen.contexts[depth] if seen.contexts else None
             hidden = block(hidden, condition, mask, context)
         scale, shift = self.modulation(condition)
         raw: Tensor = self.output(self.norm(hidden, scale, shift)).float()

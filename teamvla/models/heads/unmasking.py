@@ -126,7 +126,8 @@ def _chosen(chances: Tensor, temperature: float, dice: _Dice) -> Tensor:
     if not temperature:
         return chances.argmax(-1)
     if temperature != 1:
-        chances = (chances.clamp_min(_TINY).log() / temperature).softmax(-1)
+        # A chance of 0 stays one, and the largest is no 0 however low the temperature.
+        chances = (chances / chances.amax(-1, keepdim=True)).pow(1 / temperature)
     below = chances.cumsum(-1)
     drawn = dice().unsqueeze(-1) * below[..., -1:]
     return (below <= drawn).sum(-1).clamp_max(chances.shape[-1] - 1)
@@ -143,7 +144,8 @@ def _still_masked(
     """Which tokens are masked after a step between two times; ``total`` [B] there are."""
     before, after = (float(mask_ratio(config.schedule, torch.tensor(time))) for time in times)
     if config.sampler == "confidence":
-        count = (after * total).floor()
+        # At least one a step, or the network would be asked the same again.
+        count = (after * total).floor().minimum(masked.flatten(1).sum(1) - 1)
         left = _least_sure(masked, likely, count, config.temperature * times[0], dice)
     elif config.sampler == "ancestral":
         left = masked & (dice() < after / before)

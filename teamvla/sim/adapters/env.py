@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -25,6 +26,8 @@ from teamvla.sim.cameras import Picture
 from teamvla.sim.interface import Action, Expert, Observation, RobotEnv, State
 from teamvla.sim.saved import require_shapes
 
+#: some print to stdout, which is for results; it is one for all threads
+_ALONE = threading.Lock()
 _OVERVIEW = PictureConfig(height=180, width=240)
 
 
@@ -86,8 +89,7 @@ class GymnasiumEnv(RobotEnv):
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(2**31))
         bits = _within(drawn if seed is None else seed, self.config.seed_bits)
-        # Some print to stdout what they are at, which is for results.
-        with self._told("a reset"), redirect_stdout(io.StringIO()):
+        with self._told("a reset"), _ALONE, redirect_stdout(io.StringIO()):
             raw, info = self.foreign.reset(seed=bits, options=options)
         self._steps = self._held = 0
         phrasing = self.config.instructions[

@@ -67,7 +67,7 @@ class GridExpert:
             SimulationError: no way leads to the goal.
         """
         place = self._place()
-        if place not in self._way:
+        if self._way.get(place) not in dict(self._moves(place)):  # somebody shut a door, say
             self._way = self._shortest(place)
         move = self._way[place]
         if move in (PICKUP, TOGGLE):  # the world is another then
