@@ -14,8 +14,10 @@ from teamvla.config import Project
 from teamvla.config.settings import Settings
 from teamvla.data import find_episodes, read_episode, validate_file
 from teamvla.sim import make_env
+from teamvla.sim.adapters.ids import CONFIGS
 from teamvla.sim.adapters.mapping import FieldMapping
 from teamvla.sim.adapters.task import GymnasiumConfig
+from teamvla.sim.registration import IDS
 from teamvla.sim.testing import find_faults
 
 PAGE = (Path(__file__).parent.parent / "docs" / "environments.md").read_text(encoding="utf-8")
@@ -71,4 +73,5 @@ def test_the_page_lists_the_shipped_configurations():
         task = Project.load(name).section("task", Settings)
         assert isinstance(task, GymnasiumConfig)
         assert task.id == id_
-    assert len(listed) == 4
+    own = {*IDS.values()}
+    assert dict(listed) == {id_: name for id_, name in CONFIGS.items() if name not in own}

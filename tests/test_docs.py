@@ -52,8 +52,8 @@ ROBOT, RECORDING, SIMULATION, MODELS_PAGE, WORLD = (
     ROOT / "docs" / f"{n}.md"
     for n in ("your_robot", "recording", "simulation", "models", "world_model")
 )
-PRETRAINED, SENSORS, MEMORY = (
-    ROOT / "docs" / f"{n}.md" for n in ("pretrained", "sensors", "memory")
+PRETRAINED, SENSORS, MEMORY, MASKED = (
+    ROOT / "docs" / f"{n}.md" for n in ("pretrained", "sensors", "memory", "mdlm")
 )
 DOCS = [ROOT / "README.md", CONFIGS, *sorted((ROOT / "docs").glob("*.md"))]
 needs_extra = pytest.mark.skipif(
@@ -452,6 +452,7 @@ def test_the_header_keys_and_tensor_sections_are_those_of_a_checkpoint(small_pro
         SENSORS,
         MEMORY,
         WORLD,
+        MASKED,
         pytest.param(PRETRAINED, marks=needs_extra),
     ],
     ids=lambda page: page.name,

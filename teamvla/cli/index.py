@@ -70,7 +70,7 @@ def index(
         "teamvla.index/1",
         _data(built),
         human=lambda style: "\n".join(_lines(built, style)),
-        next_command=shlex.join(_next(roots, out)),
+        next_command=shlex.join(_next(roots, out, built)),
     )
 
 
@@ -120,13 +120,24 @@ def _verified(roots: list[Path], out: Path | None) -> Result:
         },
         human=human,
         exit_code=1 if damaged or changed else 0,
-        next_command=shlex.join(again if damaged or changed else _next(roots, out)),
+        next_command=shlex.join(again if damaged or changed else _next(roots, out, built)),
     )
 
 
-def _next(roots: list[Path], out: Path | None) -> list[str]:
+def _next(roots: list[Path], out: Path | None, built: Index) -> list[str]:
     data = [part for root in roots for part in ("--data", str(root))]
-    return ["teamvla", "train", *data, *(["--set", f"dataset.index={out}"] if out else [])]
+    where = ["--set", f"dataset.index={out}"] if out else []
+    return ["teamvla", "train", *_recipe([*built.episodes.tasks()]), *data, *where]
+
+
+def _recipe(tasks: list[str]) -> list[str]:
+    """The configuration of the only task, if one of its name tells how a policy is trained."""
+    from teamvla.config.project import Project, shipped_configs
+
+    if len(tasks) != 1 or tasks[0] not in shipped_configs():
+        return []
+    told = Project.load(tasks[0]).source.data
+    return ["--config", tasks[0]] if "model" in told else []
 
 
 def _data(built: Index) -> dict[str, Any]:

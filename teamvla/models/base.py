@@ -36,6 +36,8 @@ from teamvla.models.targets import errors_of, targets_of
 from teamvla.models.temporal.recollection import EARLIER, Earlier, NextTick, Recollection
 
 _LOG = logging.getLogger(__name__)
+#: of what is drawn in an episode: the same observations give the same actions anywhere
+_SEED = 0
 
 
 class PolicyConfig(Settings):
@@ -133,6 +135,7 @@ class Policy(Adaptable, ABC):
         self._require_choosing()
         self.recollection: Recollection | None = None
         self._last_action: NDArray[np.float32] | None = None
+        self._dice: Generator | None = None
         self.set_execution(config.execution)
 
     def _require_choosing(self) -> None:
@@ -327,7 +330,8 @@ class Policy(Adaptable, ABC):
         if self.recollection is not None:
             self._remember(obs)
         elif self.chunker.wants_chunk:
-            self.chunker.add(self.predict_action_chunk(obs)[0].cpu().numpy())
+            chunk = self.predict_action_chunk(obs, generator=self._dice)
+            self.chunker.add(chunk[0].cpu().numpy())
         action = self.chunker.next_action()
         self._last_action = action
         return action
@@ -342,7 +346,7 @@ class Policy(Adaptable, ABC):
             command = self.normalizer.normalize_actions(last[None])
         features = self.encode({**batch, EARLIER: NextTick(command)})
         if self.chunker.wants_chunk:
-            chunk = self.normalizer.denormalize_actions(self._sample(features))
+            chunk = self.normalizer.denormalize_actions(self._sample(features, self._dice))
             self.chunker.add(chunk[0].cpu().numpy())
 
     def act(self, obs: Mapping[str, Any]) -> list[NDArray[Any]]:
@@ -361,6 +365,7 @@ class Policy(Adaptable, ABC):
         if self.recollection is not None:
             self.recollection.reset()
         self._last_action = None
+        self._dice = Generator().manual_seed(_SEED) if self._draws_anew else None
 
     def probe(self, batch: Mapping[str, Any]) -> Tensor:
         """What loading a checkpoint computes again, to prove that it is the policy saved."""
@@ -377,6 +382,7 @@ class Policy(Adaptable, ABC):
         """Execute chunks differently from now on, and begin a new episode."""
         choices = tuple(self.spaces.choices)
         self.chunker = ActionChunker(execution, self.config.chunk_size, choices)
+        self._draws_anew = execution.fresh_noise
         self.reset()
 
     @property

@@ -49,6 +49,11 @@ class ExecutionConfig(Settings):
         description="ensemble: chunk i, the oldest being 0, weighs exp(-decay * i). "
         "0 is the plain mean, above 0 trusts old chunks more, below 0 new ones.",
     )
+    fresh_noise: bool = Field(
+        default=False,
+        description="Heads that sample draw anew at each prediction of an episode, instead of the "
+        "same every time; all episodes draw alike.",
+    )
     stall_steps: int = Field(
         default=20,
         ge=0,

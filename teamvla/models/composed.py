@@ -196,6 +196,9 @@ class ComposedPolicy(SensingPolicy):
         built = {name: of for name, of in wanted.items() if name not in own}
         # By name: a checkpoint does not keep the order in which they stand in the settings.
         sensors = dict(sorted({**build_encoders(built, self.spaces.sensors), **own}.items()))
+        if self.language is not None:
+            for encoder in sensors.values():
+                encoder.listen_to(self.language)
         missing, dropout = config.missing_sensors, config.sensor_dropout
         self.sensors = SensorSuite(sensors, dropout, missing)
         view, cameras = self.build_view()
@@ -232,7 +235,7 @@ class ComposedPolicy(SensingPolicy):
         pictures, mask = self.viewed(seen.pictures, rows)
         if self.absent_pictures is not None:
             pictures = self._with_absent(self.absent_pictures, pictures, rows)
-        sensors = {**seen.sensors, **self.sensors(observations, rows)}
+        sensors = {**seen.sensors, **self.sensors(observations, rows, seen.text)}
         return replace(seen, pictures=pictures, pictures_mask=mask, sensors=sensors)
 
     def viewed(self, pictures: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor | None]:

@@ -50,7 +50,9 @@ class DiffusionPolicyConfig(ComposedConfig):
     )
     fusion: Annotated[FusionConfig, ByType(FUSION_REGISTRY, "pooled")] = PooledConfig()
     head: Annotated[HeadConfig, ByType(ACTION_HEAD_REGISTRY, "masked")] = MaskedHeadConfig()
-    execution: ExecutionConfig = ExecutionConfig(mode="receding", n_action_steps=4)
+    execution: ExecutionConfig = ExecutionConfig(
+        mode="receding", n_action_steps=4, fresh_noise=True
+    )
 
 
 class DiffusionPolicy(ComposedPolicy):
@@ -59,6 +61,9 @@ class DiffusionPolicy(ComposedPolicy):
         grid [B,H,W,3], direction [B] -> StateEncoder -> tokens [B,N,128] -> mean [B,128]
         instruction (model.language) --> tokens [B,L,64] ---+
         [MASK] x K -> (DiT, steered by time and mean -> some become known) x steps -> moves [B,K]
+
+    Each prediction draws anew (``execution.fresh_noise``): who walked into a wall would do it for
+    ever otherwise, as nothing that it sees has changed.
 
     The moves that lead somewhere are several orders of the same: a sequence drawn whole keeps to
     one of them. Parts are chosen by configuration as of any other policy, so that with the head

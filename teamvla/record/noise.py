@@ -38,7 +38,7 @@ class NoiseConfig(Settings):
     signals: dict[str, tuple[float, ...]] = Field(
         default={},
         description="Of action signals by their fields: a standard deviation for each number, in "
-        "its own unit.",
+        "its own unit; of a choice the chance that any other is made instead.",
     )
 
 
@@ -66,9 +66,25 @@ def signal_deviations(config: NoiseConfig, contract: Contract) -> NDArray[np.flo
             known = ", ".join(f"{name}: {size} numbers" for name, size in sizes.items())
             got = f"{len(given)} numbers"
             raise ConfigError(f"record.noise.signals.{field}", known or "no action signals", got)
+        _check_chance(field, given, contract)
     parts = [np.zeros(contract.action_dim - sum(sizes.values()))]
     parts += [np.array(config.signals.get(field, [0.0] * size)) for field, size in sizes.items()]
     return np.concatenate(parts)
+
+
+def _check_chance(field: str, given: tuple[float, ...], contract: Contract) -> None:
+    choices = {signal.field for signal in contract.action_signals if signal.choices}
+    if field in choices and not 0 <= given[0] <= 1:
+        where = f"record.noise.signals.{field}"
+        raise ConfigError(where, "a chance from 0 to 1, as it is a choice", f"{given[0]:g}")
+
+
+def choice_places(contract: Contract) -> dict[int, int]:
+    """Place in the joined command of each choice -> how many choices there are."""
+    ends = accumulate(contract.command_sizes[len(contract.arms) :], initial=0)
+    first = sum(contract.command_sizes[: len(contract.arms)])
+    pairs = zip(contract.action_signals, ends, strict=False)
+    return {first + start: len(signal.choices) for signal, start in pairs if signal.choices}
 
 
 def disturbs(config: NoiseConfig, contract: Contract) -> bool:
@@ -85,6 +101,10 @@ class ActionNoise:
         self._arms = joint_places(contract)
         self._is_delta = contract.action == "delta_joint_position"
         self._signals = signal_deviations(config, contract)
+        chances = {place: float(self._signals[place]) for place in choice_places(contract)}
+        self._chances = {place: chance for place, chance in chances.items() if chance}
+        self._choices = choice_places(contract)
+        self._signals[list(self._choices)] = 0.0
         self._noise = np.zeros(contract.action_dim)
         self._gains = np.zeros(len(self._arms))
         self._previous: NDArray[np.float64] | None = None
@@ -99,6 +119,10 @@ class ActionNoise:
         for joints, gain in zip(self._arms, self._gains, strict=True):
             noisy[joints] += self._config.sigma * gain * self._noise[joints]
         noisy += self._signals * self._noise
+        for place, chance in self._chances.items():
+            if self._rng.random() < chance:
+                other = self._rng.integers(1, self._choices[place])
+                noisy[place] = (noisy[place] + other) % self._choices[place]
         return noisy.astype(command.dtype)
 
     def _speeds(self, command: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from teamvla.errors import ConfigError
+from teamvla.models.attention import Attention
+from teamvla.models.encoders.base import TextEncoder
 from teamvla.models.encoders.sensors import SensorConfig, SensorEncoder
 from teamvla.models.features import Sensed, Tokens
 from teamvla.models.initialization import embedding
@@ -27,6 +29,8 @@ _DIRECTIONS = 4
 _RANK, _CHANNELS = 3, 3
 #: numbers of a token that are kept where they stand side by side
 _KEPT = 16
+#: attention heads by which cells look at words
+_HEADS = 4
 
 
 class GridConfig(SensorConfig):
@@ -66,13 +70,16 @@ class GridConfig(SensorConfig):
 class StateEncoder(SensorEncoder):
     """What a grid world shows, and the way that the agent faces, to tokens.
 
-        cells [B,X,Y,C] -> sum of embeddings of their kinds, place and direction
-                        -> convolution (3x3 residual blocks) -> tokens [B,N,D] -> mean -> [B,F]
+        cells [B,X,Y,C] -> sum of embeddings of their kinds -> (attention to the words)
+          -> with place and direction -> 3x3 residual blocks -> tokens [B,N,D] -> mean -> [B,F]
 
     N is X*Y / stride^2. Whole numbers from 0 to 15 are told apart in each channel: MiniGrid's
     object, colour and state. As there, the first axis is x, to the right, and the second y, down.
     A map of the world may be ``centred`` on the agent first: where a thing lies from it is then
     where it stands in the map, of 2 max(X, Y) - 1 cells a side.
+
+    In a policy that reads instructions each cell looks at their words, before anything mixes the
+    cells: afterwards what is asked for is hardly found any more.
 
     Args:
         channels: C.
@@ -96,9 +103,10 @@ class StateEncoder(SensorEncoder):
         side = 2 * max(cells) - 1
         cells = (side, side) if config.centred else cells
         self.besides = () if config.direction is None else (config.direction,)
-        self.kinds = embedding(channels * KINDS, hidden)
-        self.places = embedding(hidden, *cells)
-        self.directions = embedding(_DIRECTIONS, hidden)
+        # Not as small as a transformer's: beside the words kinds would go unnoticed.
+        self.kinds = embedding(channels * KINDS, hidden, std=0.3)
+        self.places = embedding(hidden, *cells, std=0.1)
+        self.directions = embedding(_DIRECTIONS, hidden, std=0.1)
         step = config.stride
         self.inputs = nn.Conv2d(hidden, hidden, 3, step, 1)
         self.blocks = nn.Sequential(*(ConvBlock(hidden) for _ in range(config.num_blocks)))
@@ -115,8 +123,18 @@ class StateEncoder(SensorEncoder):
             raise ConfigError("sensor encoder 'grid'", "as many rows of cells in each step", got)
         return cls(shape[2], cells=(shape[0], shape[1]), config=config)
 
+    def listen_to(self, text: TextEncoder) -> None:
+        """See :meth:`SensorEncoder.listen_to`."""
+        hidden = self.config.hidden_dim
+        self.words, self.matched = Attention(hidden, _HEADS, text.dim), nn.Linear(hidden, hidden)
+        self.listens = True
+
     def encode(
-        self, readings: Tensor, mask: Tensor | None = None, direction: Tensor | None = None
+        self,
+        readings: Tensor,
+        mask: Tensor | None = None,
+        direction: Tensor | None = None,
+        words: Tokens | None = None,
     ) -> Sensed:
         """See :meth:`SensorEncoder.encode`.
 
@@ -124,20 +142,29 @@ class StateEncoder(SensorEncoder):
             readings: cells [B,X,Y,C].
             mask: there is none.
             direction: the way it faces, 0..3 [B]; None: nobody knows.
+            words: of the instruction, if it listens.
         """
         facing = readings.new_zeros(len(readings)) if direction is None else direction.reshape(-1)
         facing = facing.long().clamp(0, _DIRECTIONS - 1)
         if self.config.centred:
             readings = self._centred(readings, facing)
-        channels = torch.arange(self.channels, device=readings.device) * KINDS
-        kinds = readings.long().clamp(0, KINDS - 1) + channels
-        flat = functional.embedding_bag(kinds.flatten(0, 2), self.kinds, mode="sum")
-        hidden = flat.view(*kinds.shape[:3], -1) + self.directions[facing][:, None, None]
+        hidden = self._kinds_of(readings, words) + self.directions[facing][:, None, None]
         maps = hidden.permute(0, 3, 1, 2) + self.places
         maps = self.blocks(self.inputs(maps))
         tokens = self.tokens(maps.flatten(2).transpose(1, 2))
         pooled = tokens.mean(1) if self.config.pooling == "mean" else tokens
         return Sensed(self.vector(pooled), Tokens.full(tokens))
+
+    def _kinds_of(self, readings: Tensor, words: Tokens | None) -> Tensor:
+        """Cells [B,X,Y,C] to [B,X,Y,hidden]: what they are, and whether the words name it."""
+        channels = torch.arange(self.channels, device=readings.device) * KINDS
+        kinds = readings.long().clamp(0, KINDS - 1) + channels
+        flat = functional.embedding_bag(kinds.flatten(0, 2), self.kinds, mode="sum")
+        cells = flat.view(kinds.shape[0], -1, flat.shape[-1])
+        if words is not None:
+            cells = cells + self.words(cells, words.values, words.mask[:, None, None])
+            cells = cells + functional.silu(self.matched(cells))
+        return cells.view(*kinds.shape[:3], -1)
 
     def _pool(self) -> nn.Module:
         if self.config.pooling == "mean":

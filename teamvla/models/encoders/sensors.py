@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from teamvla.errors import ConfigError
-from teamvla.models.encoders.base import EncoderConfig
+from teamvla.models.encoders.base import EncoderConfig, TextEncoder
 from teamvla.models.features import Sensed, Tokens
 from teamvla.models.registries import SENSOR_ENCODER_REGISTRY
 
@@ -55,6 +55,8 @@ class SensorEncoder(nn.Module, ABC):
     dim: int
     output_dim: int
     besides: tuple[str, ...] = ()
+    #: whether :meth:`encode` is told the instruction's tokens too, as ``words``
+    listens: bool = False
     scale: Tensor
 
     def __init__(self, channels: int, *, config: Any = None, **settings: Any) -> None:
@@ -76,6 +78,9 @@ class SensorEncoder(nn.Module, ABC):
         """
         cls.require_rank(shape, 2)
         return cls(shape[-1], config=config)
+
+    def listen_to(self, text: TextEncoder) -> None:
+        """Be made for the instructions of an encoder; most encoders of sensors hear nothing."""
 
     @abstractmethod
     def encode(self, readings: Tensor, mask: Tensor | None = None) -> Sensed:

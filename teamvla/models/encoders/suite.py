@@ -51,17 +51,26 @@ class SensorSuite(nn.Module):
             sizes = {name: encoder.output_dim for name, encoder in encoders.items()}
             self.absent.update({name: StandIn(size) for name, size in sizes.items()})
 
-    def forward(self, observations: Mapping[str, Tensor], rows: int) -> dict[str, Sensed]:
+    def forward(
+        self, observations: Mapping[str, Tensor], rows: int, words: Tokens | None = None
+    ) -> dict[str, Sensed]:
         """What is sensed in B observations, by field.
+
+        Args:
+            observations: of a batch.
+            rows: B.
+            words: the tokens of their instructions, for encoders that listen.
 
         Raises:
             ContractError: a sensor is missing, and may not.
         """
-        return {name: self._sensed(name, observations, rows) for name in self.encoders}
+        return {name: self._sensed(name, observations, rows, words) for name in self.encoders}
 
-    def _sensed(self, name: str, observations: Mapping[str, Tensor], rows: int) -> Sensed:
+    def _sensed(
+        self, name: str, observations: Mapping[str, Tensor], rows: int, words: Tokens | None
+    ) -> Sensed:
         if all(field in observations for field in self._fields(name)):
-            sensed = self._encoded(name, observations)
+            sensed = self._encoded(name, observations, words)
             there = kept(rows, self.dropout if self.training else 0.0, sensed.vector.device)
         elif self.missing:
             sensed = self._nothing(name, rows)
@@ -77,10 +86,14 @@ class SensorSuite(nn.Module):
         tokens = Tokens(sensed.tokens.values, sensed.tokens.mask & there.unsqueeze(1))
         return Sensed(self.absent[name](sensed.vector, there), tokens)
 
-    def _encoded(self, name: str, observations: Mapping[str, Tensor]) -> Sensed:
+    def _encoded(
+        self, name: str, observations: Mapping[str, Tensor], words: Tokens | None
+    ) -> Sensed:
         readings, *told = (observations[field].float() for field in self._fields(name))
-        encode: Callable[..., Sensed] = self._encoder(name).encode
-        return encode(readings, observations.get(f"{name}_mask"), *told)
+        encoder = self._encoder(name)
+        encode: Callable[..., Sensed] = encoder.encode
+        heard = {"words": words} if encoder.listens else {}
+        return encode(readings, observations.get(f"{name}_mask"), *told, **heard)
 
     def _fields(self, name: str) -> tuple[str, ...]:
         """The fields of an observation that an encoder needs."""

@@ -23,7 +23,6 @@ from teamvla.models.initialization import init_modulation
 from teamvla.models.temporal.recollection import RECALLED
 
 _LOG = logging.getLogger(__name__)
-_EPS = 1e-5
 
 
 class FilmConfig(TrunkConfig):
@@ -55,28 +54,12 @@ class FilmBlock(nn.Module):
         self.modulation = nn.Linear(condition, 2 * width)
         init_modulation(self.modulation)
 
-    def forward(self, tokens: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens [B,M,D] under a condition [B,E] to tokens [B,M,D].
-
-        Args:
-            mask: bool [B,M]; the norm leaves out the others. None: all count.
-        """
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """Tokens [B,M,D] under a condition [B,E] to tokens [B,M,D]."""
         scale, shift = self.modulation(condition).unsqueeze(1).chunk(2, dim=-1)
-        hidden = self.outer(functional.silu(self.inner(tokens)))
-        if mask is None:
-            places = tokens.shape[1:2]
-            hidden = functional.layer_norm(hidden.transpose(1, 2), places).transpose(1, 2)
-        else:
-            hidden = _normed(hidden, mask)
+        channels = self.outer(functional.silu(self.inner(tokens))).transpose(1, 2)
+        hidden = functional.layer_norm(channels, channels.shape[-1:]).transpose(1, 2)
         return tokens + functional.silu((1 + scale) * hidden + shift)
-
-
-def _normed(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Each channel of tokens [B,M,D] over the places that count: mean 0, deviation 1."""
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
-    centred = hidden - (weights * hidden).sum(1, keepdim=True)
-    return centred * (weights * centred.square()).sum(1, keepdim=True).add(_EPS).rsqrt()
 
 
 class FilmFusion(ConcatFusion):

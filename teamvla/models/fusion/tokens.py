@@ -61,7 +61,6 @@ class TokenFusion(Fusion):
         self.dim = width = config.embed_dim
         self.summary = embedding(1, 1, width)
         self.has_cls = vision is not None and vision.has_cls
-        self.reads = text is not None
         if vision is not None:
             self.from_pictures = _projection(vision.dim, width)
             self.cameras = embedding(num_cameras, 1, width)

@@ -139,7 +139,8 @@ class MaskedDiffusionHead(ActionHead):
         self.bounded = len(self.choices) < action_dim
         self.bins = Bins(action_dim, config.num_bins, self.choices)
         # Of each number its bins, and behind them what stands for a masked one.
-        self.tokens = nn.Embedding(action_dim * (self.bins.count + 1), width)
+        self.tokens = embedding(action_dim * (self.bins.count + 1), width)
+        self.positions = embedding(self.chunk_size, width)
         self.time = SinusoidalPositionEmbedding(width)
         self.summary = nn.Linear(input_dim, width)
         self.context = None
@@ -155,12 +156,12 @@ class MaskedDiffusionHead(ActionHead):
         self._initialise()
 
     def _initialise(self) -> None:
-        init_transformer(self)
+        # Not what steers the blocks, nor the output: from values as small as a transformer's, or
+        # from 0 as in DiT, what is observed is learned to be used many times later.
+        init_transformer(self.blocks)
         for part in self.modules():
             if isinstance(part, Modulation):
                 init_identity(part.linear)
-        init_identity(self.output)
-        self.positions = embedding(self.chunk_size, self.config.hidden_dim)
 
     @property
     def ends(self) -> bool:
@@ -316,11 +317,11 @@ class MaskedDiffusionHead(ActionHead):
         count = self.bins.count
         first = torch.arange(self.action_dim, device=bins.device) * (count + 1)
         numbers = torch.where(masked, count, bins) + first
-        rows = functional.embedding_bag(numbers.flatten(0, 1), self.tokens.weight, mode="sum")
+        rows = functional.embedding_bag(numbers.flatten(0, 1), self.tokens, mode="sum")
         rows = rows.view(*bins.shape[:2], -1)
         if noise is None:
             return rows
-        marks = self.tokens.weight[first + count]
+        marks = self.tokens[first + count]
         hidden = masked.to(rows.dtype)
         return rows - hidden @ marks + hidden.mean(-1, keepdim=True) * noise
 
