@@ -75,6 +75,12 @@ HEADS = {
     "transformer_continuous": ("model.head.type=transformer", "model.head.output=continuous"),
     "transformer_binned": ("model.head.type=transformer", "model.head.output=binned"),
     "act": ("model.head.type=act",),
+    "masked": (
+        "model.head.type=masked",
+        "model.head.bin_blur=2",
+        "model.head.temperature=0",
+        "model.head.num_inference_steps=4",
+    ),
 }
 DEMONSTRATIONS = 100
 

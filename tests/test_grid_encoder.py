@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from teamvla.errors import ConfigError
@@ -112,16 +113,64 @@ def test_a_linear_layer_learns_place_and_direction_from_the_vector():
     assert float((way_of(vector).argmax(1) == facing).float().mean()) > 0.9
 
 
-def test_where_the_agent_is_shown_cells_are_told_where_they_lie_from_it():
-    """Two ahead and one to the right is the same, whichever way it faces."""
-    encoder, cells = make(), empty(4)
-    cells[:, 3, 3, 0] = AGENT
-    told = encoder._from_agent(cells, FACING)
-    # Right, down, left and up; x to the right, y down.
-    same = torch.stack([told[0, 5, 4], told[1, 2, 5], told[2, 1, 2], told[3, 4, 1]])
-    torch.testing.assert_close(same, same[:1].expand_as(same))
-    assert (told[0, 5, 4] - told[0, 5, 2]).abs().max() > 1e-3
-    assert not bool(encoder._from_agent(empty(4), FACING).any())
+def with_agent(*things: tuple[int, int, int], at: tuple[int, int] = (1, 2)) -> Tensor:
+    """Cells [1,7,7,3] of an unknown world: the agent, and things at (x, y) of a kind."""
+    cells = torch.zeros(1, 7, 7, 3, dtype=torch.uint8)
+    for x, y, kind in ((*at, AGENT), *things):
+        cells[0, x, y] = torch.tensor([kind, 1, 0])
+    return cells
+
+
+def centred(pooling: str = "mean", **settings: Any) -> StateEncoder:
+    """One that is told the way it faces by the map alone."""
+    encoder = make(centred=True, pooling=pooling, hidden_dim=16, **settings)
+    torch.nn.init.zeros_(encoder.directions)
+    return encoder
+
+
+@pytest.mark.parametrize("pooling", ["mean", "flatten"])
+def test_a_world_that_is_turned_and_moved_with_the_agent_is_the_same_where_it_is_centred(pooling):
+    encoder = centred(pooling)
+    world = with_agent((3, 3, GOAL), (0, 1, WALL))  # two ahead and one to the right, if it
+    expected = encoder.encode(world, None, FACING[:1])  # faces to the right
+    for quarter in range(4):
+        turned = torch.rot90(world, quarter, (1, 2))
+        found = encoder.encode(turned, None, FACING[quarter : quarter + 1])
+        torch.testing.assert_close(found.vector, expected.vector)
+        torch.testing.assert_close(found.tokens.values, expected.tokens.values)
+    moved = with_agent((5, 5, GOAL), (2, 3, WALL), at=(3, 4))
+    torch.testing.assert_close(encoder.encode(moved, None, FACING[:1]).vector, expected.vector)
+
+
+@pytest.mark.parametrize(
+    ("other", "facing"),
+    [
+        (with_agent((3, 3, GOAL), (0, 1, WALL)), 1),
+        (with_agent((3, 1, GOAL), (0, 1, WALL)), 0),
+        (with_agent((3, 3, WALL), (0, 1, GOAL)), 0),
+        (with_agent((3, 3, GOAL), (0, 1, WALL), at=(1, 3)), 0),
+    ],
+)
+def test_where_things_lie_from_the_agent_tells_centred_maps_apart(other, facing):
+    encoder, world = centred("flatten"), with_agent((3, 3, GOAL), (0, 1, WALL))
+    vector = encoder.encode(world, None, FACING[:1]).vector
+    changed = encoder.encode(other, None, torch.tensor([facing])).vector
+    assert (changed - vector).abs().max() > 1e-3
+
+
+def test_a_map_is_not_centred_where_nobody_tells_the_direction():
+    with pytest.raises(ValidationError, match="centred goes with a direction"):
+        GridConfig(centred=True, direction=None)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "flatten"])
+def test_flattened_tokens_keep_where_a_thing_stands(pooling):
+    """Without a place of its own, a mean of what all cells show is the same anywhere."""
+    encoder = make(pooling=pooling, num_blocks=0, hidden_dim=16)
+    torch.nn.init.zeros_(encoder.places)
+    first, other = (encoder.encode(with_goal(x, y)).vector for x, y in ((2, 2), (4, 3)))
+    apart = float((first - other).abs().max().detach())
+    assert apart > 1e-3 if pooling == "flatten" else apart < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_a_move_is_planned_from_what_is_seen_every_few_ticks():
     policy = make(head=HEADS["uniform"]).eval()
     asked = []
     predict = policy.predict_action_chunk
-    policy.predict_action_chunk = lambda obs: asked.append(1) or predict(obs)
+    policy.predict_action_chunk = lambda obs, **told: asked.append(1) or predict(obs, **told)
     for tick in range(9):
         policy.act(make_observation(tick))
     assert len(asked) == 3, "four of each chunk"

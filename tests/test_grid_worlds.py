@@ -336,7 +336,7 @@ def test_a_policy_of_moves_is_evaluated_in_its_world(tmp_path, capsys):
     camera = ("task.camera.height=8", "task.camera.width=8", "task.max_steps=20")
     world = ("task.id=MiniGrid-Empty-5x5-v0", "task.slug=minigrid_empty_5x5")
     changes = [word for item in (*sizes, *small, *camera, *world) for word in ("--set", item)]
-    train = ["train", "--config", "train_mdlm", "--data", str(tmp_path / "data"), *changes]
+    train = ["train", "--config", "minigrid_empty", "--data", str(tmp_path / "data"), *changes]
     assert run([*train, "--out", str(tmp_path / "run"), "--json", "-q"]) == 0
     best = json.loads(capsys.readouterr().out)["best"]
     assert run(["eval", best, "-n", "2", "--no-pictures", "--json", "-q"]) == 0

@@ -68,7 +68,7 @@ def test_the_last_action_is_learned_where_the_episode_has_ended():
 @pytest.mark.parametrize("lengths", [(1, 2, 5, 3), (2, 2, 2, 2)])
 def test_chunks_end_where_it_was_learned_and_hold_their_last_action(lengths):
     """In the second case K is longer than all episodes."""
-    head, (target, _) = make(temperature=0.0), chunks()
+    head, (target, _) = make(temperature=0.0, times_per_sample=8), chunks()
     is_pad = torch.arange(CHUNK) >= torch.tensor(lengths)[:, None]
     learn(head, target.masked_fill(is_pad.unsqueeze(-1), torch.nan), is_pad)
     found = head.sample(look(ROWS))

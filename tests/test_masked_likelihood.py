@@ -145,6 +145,9 @@ def test_the_bound_of_a_trained_head_comes_near_the_entropy(learned):
 
 def test_what_a_trained_head_draws_has_the_chances_that_it_learned(learned):
     head, _ = learned
+    # Who goes by confidence draws what is likely more often than it is.
+    told = {"sampler": "ancestral", "num_inference_steps": 32}
+    head.adjust(head.config.model_copy(update=told))
     features = Features.of(torch.zeros(4000, 4))
     drawn = head.bins.of(head.sample(features, torch.Generator().manual_seed(1)))[..., 0]
     shares = torch.zeros(C, C)

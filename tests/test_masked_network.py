@@ -33,7 +33,7 @@ def test_what_stands_for_a_masked_token_is_learned_for_each_number():
     head = make().train()
     target, _ = chunks()
     head.loss(look(ROWS), target, torch.zeros(ROWS, CHUNK, dtype=torch.bool)).total.backward()
-    slopes = head.tokens.weight.grad.view(ACTION, -1, SMALL["hidden_dim"])
+    slopes = head.tokens.grad.view(ACTION, -1, SMALL["hidden_dim"])
     assert bool((slopes[:, -1].abs().amax(1) > 1e-4).all())
 
 

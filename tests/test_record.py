@@ -149,6 +149,58 @@ def test_noise_for_other_signals_than_there_are_is_refused(signals):
         ActionNoise(NoiseConfig(signals=signals), np.random.default_rng(0), PEDALS)
 
 
+MOVES = ("left", "right", "forward", "wait")
+WORLD = Contract(
+    embodiment="grid",
+    cameras=(),
+    signals=(
+        *PEDALS.signals,
+        Signal(field="action", role="action", dtype="int64", choices=MOVES),
+    ),
+)
+
+
+def test_of_a_choice_any_other_is_made_with_the_chance_it_is_told():
+    noise = ActionNoise(NoiseConfig(signals={"action": (0.3,)}), np.random.default_rng(0), WORLD)
+    chosen = np.arange(4000) % len(MOVES)
+    made = np.stack([noise(np.array([1.0, 2.0, 3.0, move], np.float32)) for move in chosen])
+    assert np.array_equal(made[:, :3], np.tile(np.float32([1.0, 2.0, 3.0]), (4000, 1)))
+    others = made[:, 3].astype(int)
+    assert np.array_equal(others, made[:, 3])
+    assert (others != chosen).mean() == pytest.approx(0.3, abs=0.03)
+    for move in range(len(MOVES)):
+        instead = others[(chosen == move) & (others != chosen)]
+        shares = np.bincount(instead, minlength=len(MOVES)) / len(instead)
+        assert shares == pytest.approx([0 if k == move else 1 / 3 for k in range(4)], abs=0.08)
+
+
+def test_with_a_chance_of_one_a_choice_is_never_the_same():
+    noise = ActionNoise(NoiseConfig(signals={"action": (1.0,)}), np.random.default_rng(0), WORLD)
+    assert all(noise(np.array([0.0, 0.0, 0.0, 2.0]))[3] != 2 for _ in range(300))
+
+
+@pytest.mark.parametrize("chance", [1.5, -0.1])
+def test_what_is_no_chance_is_refused_of_a_choice(chance):
+    config = NoiseConfig(signals={"action": (chance,)})
+    expected = f"record.noise.signals.action: expected a chance from 0 to 1.* got {chance}"
+    with pytest.raises(ConfigError, match=expected):
+        ActionNoise(config, np.random.default_rng(0), WORLD)
+
+
+@pytest.mark.parametrize("contract", [PEDALS, WORLD])
+def test_who_disturbs_no_choice_draws_what_was_ever_drawn(contract):
+    """Episodes that were recorded are replayed with the noise of their seed."""
+    config = NoiseConfig(signals={"pedals": (0.5, 0.1)})
+    noise = ActionNoise(config, np.random.default_rng(3), contract)
+    rng, drift = np.random.default_rng(3), np.zeros(contract.action_dim)
+    deviations = np.zeros(contract.action_dim)
+    deviations[:2] = 0.5, 0.1
+    for _ in range(20):
+        drift = 0.85 * drift + np.sqrt(1 - 0.85**2) * rng.standard_normal(contract.action_dim)
+        expected = (1.0 + deviations * drift).astype(np.float32)
+        assert np.array_equal(noise(np.ones(contract.action_dim, np.float32)), expected)
+
+
 @given(
     st.lists(
         st.tuples(st.integers(0, 2**40), st.sampled_from(seeds.Domain), st.integers(0, 2**31)),

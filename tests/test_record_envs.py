@@ -136,6 +136,15 @@ def test_the_executed_command_is_noisy_and_the_stored_one_is_not(tmp_path):
     assert np.abs(stored["q_arm"][3] - clean).max() > 1e-3
 
 
+def test_another_choice_is_executed_than_the_stored_one_which_is_the_experts(tmp_path, monkeypatch):
+    executed = []
+    real = SmallEnv.step
+    monkeypatch.setattr(SmallEnv, "step", lambda env, a: executed.append(a[-1]) or real(env, a))
+    stored = first(tmp_path, noise={"sigma": 0, "signals": {"gear": (1.0,)}}).fields["gear"]
+    assert np.array_equal(stored, (1 + np.arange(len(stored))) % 2)
+    assert np.array_equal(executed, 1 - stored)
+
+
 def test_noise_that_has_no_place_is_told_and_not_in_the_metadata(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "teamvla")
     monkeypatch.setattr("teamvla.record.recorder.disturbs", lambda *_: False)

@@ -5,7 +5,6 @@
     | convolution, linear                        | uniform +-1/sqrt(fan in) (PyTorch)  | same |
     | linear in a transformer, patch embedding   | truncated normal, std 0.02 (ViT)    | 0    |
     | token, position and query embedding        | truncated normal, std 0.02          |      |
-    | kind, place and direction of a grid's cell | truncated normal, std 0.3, 0.1, 0.1 |      |
     | linear from a condition to FiLM's scales   | normal, std 2/sqrt(fan in)          | 0    |
     | LayerNorm, GroupNorm                       | 1                                   | 0    |
     | last linear of a residual MLP block, of    | 0: it starts as the identity        | 0    |
@@ -31,10 +30,10 @@ def init_transformer(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
-def embedding(*shape: int, std: float = 0.02) -> nn.Parameter:
+def embedding(*shape: int) -> nn.Parameter:
     """A learned embedding of this shape: positions, kinds of tokens, queries."""
     weight = nn.Parameter(torch.empty(*shape))
-    nn.init.trunc_normal_(weight, std=std)
+    nn.init.trunc_normal_(weight, std=0.02)
     return weight
 
 

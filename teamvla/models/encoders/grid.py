@@ -103,10 +103,9 @@ class StateEncoder(SensorEncoder):
         side = 2 * max(cells) - 1
         cells = (side, side) if config.centred else cells
         self.besides = () if config.direction is None else (config.direction,)
-        # Not as small as a transformer's: beside the words kinds would go unnoticed.
-        self.kinds = embedding(channels * KINDS, hidden, std=0.3)
-        self.places = embedding(hidden, *cells, std=0.1)
-        self.directions = embedding(_DIRECTIONS, hidden, std=0.1)
+        self.kinds = embedding(channels * KINDS, hidden)
+        self.places = embedding(*cells, hidden)
+        self.directions = embedding(_DIRECTIONS, hidden)
         step = config.stride
         self.inputs = nn.Conv2d(hidden, hidden, 3, step, 1)
         self.blocks = nn.Sequential(*(ConvBlock(hidden) for _ in range(config.num_blocks)))
@@ -126,6 +125,7 @@ class StateEncoder(SensorEncoder):
     def listen_to(self, text: TextEncoder) -> None:
         """See :meth:`SensorEncoder.listen_to`."""
         hidden = self.config.hidden_dim
+        self.alone = nn.LayerNorm(hidden)
         self.words, self.matched = Attention(hidden, _HEADS, text.dim), nn.Linear(hidden, hidden)
         self.listens = True
 
@@ -148,23 +148,27 @@ class StateEncoder(SensorEncoder):
         facing = facing.long().clamp(0, _DIRECTIONS - 1)
         if self.config.centred:
             readings = self._centred(readings, facing)
-        hidden = self._kinds_of(readings, words) + self.directions[facing][:, None, None]
-        maps = hidden.permute(0, 3, 1, 2) + self.places
-        maps = self.blocks(self.inputs(maps))
+        cells = self._embedded(readings) + self.places + self.directions[facing][:, None, None]
+        if words is not None:
+            cells = self._looked_for(cells, words)
+        maps = self.blocks(self.inputs(cells.permute(0, 3, 1, 2)))
         tokens = self.tokens(maps.flatten(2).transpose(1, 2))
         pooled = tokens.mean(1) if self.config.pooling == "mean" else tokens
         return Sensed(self.vector(pooled), Tokens.full(tokens))
 
-    def _kinds_of(self, readings: Tensor, words: Tokens | None) -> Tensor:
-        """Cells [B,X,Y,C] to [B,X,Y,hidden]: what they are, and whether the words name it."""
+    def _embedded(self, readings: Tensor) -> Tensor:
+        """Cells [B,X,Y,C] to the sum of the embeddings of their channels [B,X,Y,hidden]."""
         channels = torch.arange(self.channels, device=readings.device) * KINDS
         kinds = readings.long().clamp(0, KINDS - 1) + channels
         flat = functional.embedding_bag(kinds.flatten(0, 2), self.kinds, mode="sum")
-        cells = flat.view(kinds.shape[0], -1, flat.shape[-1])
-        if words is not None:
-            cells = cells + self.words(cells, words.values, words.mask[:, None, None])
-            cells = cells + functional.silu(self.matched(cells))
-        return cells.view(*kinds.shape[:3], -1)
+        return flat.view(*kinds.shape[:3], -1)
+
+    def _looked_for(self, cells: Tensor, words: Tokens) -> Tensor:
+        """Cells [B,X,Y,hidden] that know whether the words name them."""
+        seen = self.alone(cells).flatten(1, 2)  # they are small beside words, which are normed
+        seen = seen + self.words(seen, words.values, words.mask[:, None, None])
+        found = seen + functional.silu(self.matched(seen))
+        return torch.reshape(found, cells.shape)
 
     def _pool(self) -> nn.Module:
         if self.config.pooling == "mean":

@@ -54,6 +54,24 @@ class Bins(nn.Module):
         exact = bins.float() * (2 / (self.counts - 1).clamp_min(1)) - 1
         return torch.where(self.is_choice, exact, middle)
 
+    def means(self, chances: Tensor, bins: Tensor, reach: int) -> Tensor:
+        """The number that each of ``bins`` [...,D] stands for: :meth:`centres`, choices apart.
+
+        Of a real number the mean over the bins around it, as likely as they are: where the next
+        one is nearly as likely, it lies between both.
+
+        Args:
+            chances: [...,D,C].
+            bins: the chosen ones, int64.
+            reach: bins to either side that count.
+        """
+        places = torch.arange(self.count, device=bins.device)
+        near = (places - bins.unsqueeze(-1)).abs() <= reach
+        weights = (chances * near).clamp_min(0)
+        middles = (places + 0.5) * (2 / self.counts[:, None]) - 1
+        mean = (weights * middles).sum(-1) / weights.sum(-1).clamp_min(1e-9)
+        return torch.where(self.is_choice, self.centres(bins), mean)
+
     def legal(self, logits: Tensor) -> Tensor:
         """Logits [...,D,C] with minus infinity for bins that a number does not have."""
         if not self.uneven:

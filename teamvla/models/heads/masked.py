@@ -6,6 +6,7 @@ features, W width of the denoiser.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, cast
@@ -127,6 +128,7 @@ class MaskedDiffusionHead(ActionHead):
 
     Config = MaskedHeadConfig
     config: MaskedHeadConfig
+    blurred: Tensor
 
     def __init__(self, input_dim: int, action_dim: int, chunk_size: int = 1, **options: Any):
         super().__init__(input_dim, action_dim, chunk_size, **options)
@@ -141,6 +143,11 @@ class MaskedDiffusionHead(ActionHead):
         # Of each number its bins, and behind them what stands for a masked one.
         self.tokens = embedding(action_dim * (self.bins.count + 1), width)
         self.positions = embedding(self.chunk_size, width)
+        if config.bin_blur:
+            every = torch.arange(self.bins.count).unsqueeze(-1).minimum(self.bins.counts - 1)
+            # [C,D,C]: what each bin of each number is learned as.
+            blurred = self.bins.blurred(every, config.bin_blur)
+            self.register_buffer("blurred", blurred, persistent=False)
         self.time = SinusoidalPositionEmbedding(width)
         self.summary = nn.Linear(input_dim, width)
         self.context = None
@@ -223,8 +230,10 @@ class MaskedDiffusionHead(ActionHead):
         if not self.config.bin_blur:
             lost = functional.cross_entropy(logits.flatten(0, 2), bins.flatten(), reduction="none")
             return lost.view_as(bins)
-        chances = self.bins.blurred(bins, self.config.bin_blur)
-        told = logits.log_softmax(-1).where(chances > 0, 0.0)
+        chances = self.blurred[bins, torch.arange(self.action_dim, device=bins.device)]
+        told = logits.log_softmax(-1)
+        if self.bins.uneven:  # 0 times minus infinity is no number
+            told = told.where(chances > 0, 0.0)
         return -(chances * told).sum(-1)
 
     @torch.no_grad()
@@ -242,8 +251,10 @@ class MaskedDiffusionHead(ActionHead):
             noise = self._noise(draws, dice)
             return self.logits(bins, masked, times, seen, counted, noise)
 
-        bins = unmask(predict, counted, self.action_dim, self.config, generator)
-        return hold_last(self.bins.centres(bins), ~counted)
+        bins, chances = unmask(predict, counted, self.action_dim, self.config, generator)
+        # As far as a target is blurred its bins cannot be told apart.
+        actions = self.bins.means(chances, bins, math.ceil(2 * self.config.bin_blur))
+        return hold_last(actions, ~counted)
 
     def _there(self, summary: Tensor, generator: Generator | None) -> Tensor:
         """bool [B,K]: the rows that a chunk has, the likeliest number or a drawn one."""

@@ -75,8 +75,10 @@ def unmask(
     width: int,
     config: UnmaskingConfig,
     generator: Generator | None = None,
-) -> Tensor:
-    """Bins int64 [B,K,D], from nothing known; 0 in rows that do not count.
+) -> tuple[Tensor, Tensor]:
+    """Bins int64 [B,K,D], from nothing known, and the chances [B,K,D,C] they were chosen by.
+
+    In rows that do not count there is nothing that means anything.
 
     - ``ancestral``: the reverse of the masking (Sahoo et al. 2024, arXiv 2406.07524).
     - ``confidence``: as many as the schedule says, the surest first (MaskGIT, Chang et al. 2022,
@@ -94,7 +96,7 @@ def unmask(
     there = counted.unsqueeze(-1).expand(-1, -1, width)
     dice = _Dice(there, generator)
     bins, masked = torch.zeros_like(there, dtype=torch.long), there
-    total = there.flatten(1).sum(1)
+    known_by, total = torch.zeros(()), there.flatten(1).sum(1)
     for step in range(config.num_inference_steps):
         before, after = (1 - (step + k) / config.num_inference_steps for k in (0, 1))
         share = masked.flatten(1).sum(1) / total
@@ -102,10 +104,11 @@ def unmask(
         chosen = _chosen(chances, config.temperature, dice)
         likely = chances.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
         bins = torch.where(masked, chosen, bins)
+        known_by = chances if not step else torch.where(masked.unsqueeze(-1), chances, known_by)
         masked = there & _still_masked(masked, likely, total, (before, after), config, dice)
         if config.sampler != "remasking" and not bool(masked.any()):
             break
-    return bins
+    return bins, known_by
 
 
 class _Dice:
