@@ -1,4 +1,4 @@
-"""What of a checkpoint may be set otherwise for an evaluation: how it acts, not what was trained."""
+"""What of a checkpoint may be set otherwise for an evaluation: how it acts, not what it learned."""
 
 from __future__ import annotations
 

@@ -73,6 +73,11 @@ class Signal(Settings):
             raise ValueError(f"signal {self.field}: each of choices needs a name of its own")
 
     @property
+    def count(self) -> int:
+        """How many choices there are; 0 where it is a quantity."""
+        return 2 if self.dtype == "bool" and not self.shape else len(self.choices)
+
+    @property
     def varies(self) -> bool:
         """Whether a step has as many rows as there are."""
         return self.shape[:1] == (-1,)

@@ -152,13 +152,11 @@ def _choices(contract: Contract) -> dict[int, int]:
 
 def _count(signal: Signal) -> int:
     """How many choices a signal has; ContractError if it is a whole number without names."""
-    if signal.dtype == "bool" and not signal.shape:
-        return 2
-    if not signal.choices:
+    if not signal.count:
         where, expected = f"contract: action signal {signal.field!r}", "float32, or with choices"
         mend = "Name what each number means: choices: [left, right, ...]."
         raise ContractError(where, expected, f"{signal}", mend)
-    return len(signal.choices)
+    return signal.count
 
 
 def _check(name: str, size: object, least: int) -> None:

@@ -73,7 +73,7 @@ def signal_deviations(config: NoiseConfig, contract: Contract) -> NDArray[np.flo
 
 
 def _check_chance(field: str, given: tuple[float, ...], contract: Contract) -> None:
-    choices = {signal.field for signal in contract.action_signals if signal.choices}
+    choices = {signal.field for signal in contract.action_signals if signal.count}
     if field in choices and not 0 <= given[0] <= 1:
         where = f"record.noise.signals.{field}"
         raise ConfigError(where, "a chance from 0 to 1, as it is a choice", f"{given[0]:g}")
@@ -84,7 +84,7 @@ def choice_places(contract: Contract) -> dict[int, int]:
     ends = accumulate(contract.command_sizes[len(contract.arms) :], initial=0)
     first = sum(contract.command_sizes[: len(contract.arms)])
     pairs = zip(contract.action_signals, ends, strict=False)
-    return {first + start: len(signal.choices) for signal, start in pairs if signal.choices}
+    return {first + start: signal.count for signal, start in pairs if signal.count}
 
 
 def disturbs(config: NoiseConfig, contract: Contract) -> bool:
@@ -102,8 +102,9 @@ class ActionNoise:
         self._is_delta = contract.action == "delta_joint_position"
         self._signals = signal_deviations(config, contract)
         chances = {place: float(self._signals[place]) for place in choice_places(contract)}
-        self._chances = {place: chance for place, chance in chances.items() if chance}
         self._choices = choice_places(contract)
+        several = (place for place, count in self._choices.items() if count > 1)
+        self._chances = {place: chances[place] for place in several if chances[place]}
         self._signals[list(self._choices)] = 0.0
         self._noise = np.zeros(contract.action_dim)
         self._gains = np.zeros(len(self._arms))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -49,7 +49,7 @@ class MaskedDiffusionTrainer:
         total_steps: of the whole training, for ``cosine_with_warmup``.
 
     Raises:
-        ConfigError: the policy has another head.
+        ConfigError: the policy has another head, or the schedule needs ``total_steps``.
     """
 
     def __init__(
@@ -60,15 +60,18 @@ class MaskedDiffusionTrainer:
         *,
         clip_norm: float = 1.0,
         device: torch.device | str = "cpu",
-        total_steps: int = 1,
+        total_steps: int | None = None,
     ) -> None:
         heads = list(policy.heads)
-        if not all(isinstance(head, MaskedDiffusionHead) for head in heads):
+        if not heads or not all(isinstance(head, MaskedDiffusionHead) for head in heads):
             got = ", ".join(sorted({type(head).__name__ for head in heads}))
             raise ConfigError("policy", "one with the head masked", got)
+        if total_steps is None and scheduler.type == "cosine_with_warmup":
+            expected = "the steps of the whole training, for a schedule over them"
+            raise ConfigError("total_steps", expected, "none")
         device = torch.device(device)
         made = make_optimizer(policy.to(device), optimizer)
-        schedule = make_scheduler(made, scheduler, total_steps)
+        schedule = make_scheduler(made, scheduler, total_steps or 1)
         self.learner = Learner(policy, made, schedule, None, device, clip_norm, autocast=False)
 
     def train_epoch(self, batches: Iterable[Batch]) -> Metrics:
@@ -100,8 +103,8 @@ class MaskedDiffusionTrainer:
 
     def fit(
         self,
-        train: Sequence[Batch],
-        val: Sequence[Batch],
+        train: Iterable[Batch],
+        val: Iterable[Batch],
         epochs: int,
         on_epoch: Callable[[int, Metrics, Metrics], None] = lambda epoch, train, val: None,
     ) -> Metrics:
@@ -115,6 +118,7 @@ class MaskedDiffusionTrainer:
         Returns:
             Validation metrics of the weights that are kept.
         """
+        train, val = list(train), list(val)
         best: Metrics | None = None
         weights = self.learner.policy.state_dict()
         for epoch in range(1, epochs + 1):

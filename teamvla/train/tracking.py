@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +39,9 @@ class WandbTracker:
 
     def log(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
         """See :meth:`Tracker.log`."""
-        self._run.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+        # By a step of its own: W&B drops what a resumed training tells again.
+        told = {f"{split}/{name}": value for name, value in metrics.items()}
+        self._run.log({**told, "optimizer_step": step})
 
 
 def open_tracker(project: str | None, folder: Path, config: Mapping[str, Any]) -> Tracker | None:
@@ -67,7 +70,7 @@ def open_tracker(project: str | None, folder: Path, config: Mapping[str, Any]) -
         # Silent from its setup on: only then does it not ask a terminal for a key, for ever.
         wandb.setup(wandb.Settings(silent=True))
         run = wandb.init(
-            project=project, name=folder.name, id=folder.name, resume="allow", dir=str(folder),
+            project=project, name=folder.name, id=_id_of(folder), resume="allow", dir=str(folder),
             reinit="create_new",  # one process may train more than once
             config=dict(config),
             # What is printed is for whoever started the training.
@@ -78,3 +81,8 @@ def open_tracker(project: str | None, folder: Path, config: Mapping[str, Any]) -
         _LOG.warning("trainer.wandb: %s: metrics go to the log", said.rstrip("."))
         return LogTracker()
     return WandbTracker(run)
+
+
+def _id_of(folder: Path) -> str:
+    """Another one for each folder, whatever its name, and the same where it is resumed."""
+    return sha256(str(folder.resolve()).encode("utf-8", "backslashreplace")).hexdigest()[:16]

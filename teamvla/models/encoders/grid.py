@@ -42,6 +42,12 @@ class GridConfig(SensorConfig):
     hidden_dim: int = Field(
         default=64, ge=8, multiple_of=8, description="Channels of the convolutions."
     )
+    cell_dim: int = Field(
+        default=64,
+        ge=4,
+        multiple_of=4,
+        description="Numbers that a cell is embedded in; fewer make large maps cheaper.",
+    )
     num_blocks: int = Field(default=2, ge=0, description="Residual blocks of two convolutions.")
     stride: Literal[1, 2, 3] = Field(
         default=1, description="Cells, down and across, that make one token."
@@ -98,16 +104,16 @@ class StateEncoder(SensorEncoder):
         **settings: Any,
     ) -> None:
         super().__init__(channels, config=config, **settings)
-        config, hidden = self.config, self.config.hidden_dim
+        config, hidden, own = self.config, self.config.hidden_dim, self.config.cell_dim
         self.dim, self.shown = config.token_dim, cells
         side = 2 * max(cells) - 1
         cells = (side, side) if config.centred else cells
         self.besides = () if config.direction is None else (config.direction,)
-        self.kinds = embedding(channels * KINDS, hidden)
-        self.places = embedding(*cells, hidden)
-        self.directions = embedding(_DIRECTIONS, hidden)
+        self.kinds = embedding(channels * KINDS, own)
+        self.places = embedding(*cells, own)
+        self.directions = embedding(_DIRECTIONS, own)
         step = config.stride
-        self.inputs = nn.Conv2d(hidden, hidden, 3, step, 1)
+        self.inputs = nn.Conv2d(own, hidden, 3, step, 1)
         self.blocks = nn.Sequential(*(ConvBlock(hidden) for _ in range(config.num_blocks)))
         self.tokens = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, self.dim))
         self.num_tokens = -(-cells[0] // step) * -(-cells[1] // step)
@@ -124,9 +130,9 @@ class StateEncoder(SensorEncoder):
 
     def listen_to(self, text: TextEncoder) -> None:
         """See :meth:`SensorEncoder.listen_to`."""
-        hidden = self.config.hidden_dim
-        self.alone = nn.LayerNorm(hidden)
-        self.words, self.matched = Attention(hidden, _HEADS, text.dim), nn.Linear(hidden, hidden)
+        own = self.config.cell_dim
+        self.alone = nn.LayerNorm(own)
+        self.words, self.matched = Attention(own, _HEADS, text.dim), nn.Linear(own, own)
         self.listens = True
 
     def encode(
@@ -157,14 +163,16 @@ class StateEncoder(SensorEncoder):
         return Sensed(self.vector(pooled), Tokens.full(tokens))
 
     def _embedded(self, readings: Tensor) -> Tensor:
-        """Cells [B,X,Y,C] to the sum of the embeddings of their channels [B,X,Y,hidden]."""
+        """Cells [B,X,Y,C] to the sum of the embeddings of their channels [B,X,Y,cell_dim]."""
         channels = torch.arange(self.channels, device=readings.device) * KINDS
         kinds = readings.long().clamp(0, KINDS - 1) + channels
-        flat = functional.embedding_bag(kinds.flatten(0, 2), self.kinds, mode="sum")
-        return flat.view(*kinds.shape[:3], -1)
+        # A product: the backward pass of an embedding would sort all cells of the batch.
+        marks = self.kinds.new_zeros(*kinds.shape[:3], len(self.kinds))
+        found: Tensor = marks.scatter_(-1, kinds, 1.0) @ self.kinds
+        return found
 
     def _looked_for(self, cells: Tensor, words: Tokens) -> Tensor:
-        """Cells [B,X,Y,hidden] that know whether the words name them."""
+        """Cells [B,X,Y,cell_dim] that know whether the words name them."""
         seen = self.alone(cells).flatten(1, 2)  # they are small beside words, which are normed
         seen = seen + self.words(seen, words.values, words.mask[:, None, None])
         found = seen + functional.silu(self.matched(seen))
@@ -184,7 +192,8 @@ class StateEncoder(SensorEncoder):
     def _centred(self, readings: Tensor, facing: Tensor) -> Tensor:
         """Cells [B,X,Y,C] as the agent sees them [B,S,S,C]: 0 beyond the map, it faces up."""
         width, height = self.shown
-        at = (readings[..., 0] == AGENT).flatten(1).long().argmax(1)
+        is_agent = (readings[..., 0] == AGENT).flatten(1)
+        at = is_agent.long().argmax(1)
         x, y = (at // height)[:, None, None], (at % height)[:, None, None]
         reach = torch.arange(1 - max(self.shown), max(self.shown), device=at.device)
         right, ahead = reach[:, None], -reach
@@ -193,6 +202,7 @@ class StateEncoder(SensorEncoder):
         sin = ((facing == 1).long() - (facing == 3).long())[:, None, None]
         x, y = x + cos * ahead - sin * right, y + sin * ahead + cos * right
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        inside = inside & is_agent.any(1)[:, None, None]  # without an agent there is nothing to see
         places = (x.clamp(0, width - 1) * height + y.clamp(0, height - 1)).flatten(1)
         cells = readings.flatten(1, 2)
         seen = cells.gather(1, places.unsqueeze(-1).expand(-1, -1, cells.shape[-1]))

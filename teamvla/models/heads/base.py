@@ -32,7 +32,7 @@ class HeadConfig(Settings):
 
     @property
     def takes_any_chunk(self) -> bool:
-        """Whether chunks may be longer than every episode: it tells where they end."""
+        """Whether chunks may be longer than every episode: it has learned what comes then."""
         return False
 
 

@@ -50,7 +50,8 @@ class MaskedHeadConfig(UnmaskingConfig, HeadConfig):
     )
     loss_weighting: Literal["elbo", "uniform"] = Field(
         default="uniform",
-        description="Of the time: elbo bounds the likelihood, uniform counts masked tokens alike.",
+        description="Of the time: elbo bounds the likelihood (of bins that are not blurred), "
+        "uniform counts masked tokens alike.",
     )
     times_per_sample: int = Field(
         default=1, ge=1, description="Maskings that each observation, encoded once, is trained at."
@@ -75,7 +76,7 @@ class MaskedHeadConfig(UnmaskingConfig, HeadConfig):
 
     @property
     def takes_any_chunk(self) -> bool:
-        """See :attr:`HeadConfig.takes_any_chunk`."""
+        """See :attr:`HeadConfig.takes_any_chunk`; padding is learned, or told where it begins."""
         return True
 
     @model_validator(mode="after")
@@ -163,12 +164,11 @@ class MaskedDiffusionHead(ActionHead):
         self._initialise()
 
     def _initialise(self) -> None:
-        # Not what steers the blocks, nor the output: from values as small as a transformer's, or
-        # from 0 as in DiT, what is observed is learned to be used many times later.
+        # Not time, summary and output: from values as small as a transformer's, or the output from
+        # 0 as in DiT, what is observed is learned to be used many times later.
         init_transformer(self.blocks)
-        for part in self.modules():
-            if isinstance(part, Modulation):
-                init_identity(part.linear)
+        for block in self._blocks:
+            init_identity(block.modulation.linear)
 
     @property
     def ends(self) -> bool:
@@ -210,13 +210,14 @@ class MaskedDiffusionHead(ActionHead):
             "accuracy": right.sum() / number,
             "mask_ratio": masked.sum() / (counted.sum() * self.action_dim),
         }
-        total, tokens = parts["cross_entropy"], counted.sum(1) * self.action_dim
+        total, tokens = parts["cross_entropy"], (counted.sum(1) * self.action_dim).clamp_min(1)
         if self.config.loss_weighting == "elbo":
             weights = elbo_weight(self.config.schedule, times)
             total = (weights * surprise.sum((1, 2)) / tokens).mean()
         if self.length is not None:
-            told, there = self.length(seen.summary).float(), counted.sum(1) - 1
-            lost = functional.cross_entropy(told, there, reduction="none")
+            # A row without any action has the number -1, which is nothing to learn.
+            told, last = self.length(seen.summary).float(), counted.sum(1) - 1
+            lost = functional.cross_entropy(told, last, reduction="none", ignore_index=-1)
             parts["length"] = lost.mean()
             total = total + (lost / tokens).mean()
         return HeadLoss(total, parts)
@@ -252,18 +253,19 @@ class MaskedDiffusionHead(ActionHead):
             return self.logits(bins, masked, times, seen, counted, noise)
 
         bins, chances = unmask(predict, counted, self.action_dim, self.config, generator)
-        # As far as a target is blurred its bins cannot be told apart.
-        actions = self.bins.means(chances, bins, math.ceil(2 * self.config.bin_blur))
+        actions = self.bins.centres(bins)
+        if self.config.bin_blur:  # as far as a target is blurred its bins cannot be told apart
+            actions = self.bins.means(chances, bins, math.ceil(2 * self.config.bin_blur))
         return hold_last(actions, ~counted)
 
     def _there(self, summary: Tensor, generator: Generator | None) -> Tensor:
-        """bool [B,K]: the rows that a chunk has, the likeliest number or a drawn one."""
+        """bool [B,K]: the rows that a chunk has."""
         if self.length is None:
             return summary.new_ones(summary.shape[0], self.chunk_size, dtype=torch.bool)
         told = self.length(summary).float()
         last = told.argmax(1)
-        if generator is not None:
-            chances = told.softmax(1).to(generator.device)
+        if generator is not None and self.config.temperature:
+            chances = (told / self.config.temperature).softmax(1).to(generator.device)
             last = torch.multinomial(chances, 1, generator=generator)[:, 0].to(told.device)
         there: Tensor = torch.arange(self.chunk_size, device=summary.device) <= last[:, None]
         return there

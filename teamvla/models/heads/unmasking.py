@@ -41,7 +41,7 @@ class UnmaskingConfig(Settings):
         gt=0,
         lt=1,
         description="Adaptive steps: what is likelier than this is unmasked at once, and "
-        "sampling ends where all is known; null: by the schedule alone.",
+        "sampling ends where all is known (but for remasking); null: by the schedule alone.",
     )
     temperature: float = Field(
         default=1.0, ge=0, description="Of the choice of a bin; 0 takes the likeliest."

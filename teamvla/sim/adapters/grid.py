@@ -100,7 +100,7 @@ class GridExpert:
         """What can be done, walking first: of ways equally short that is the one taken."""
         ahead = place.ahead
         kind = "nothing" if ahead in place.gone else self._kind(ahead)
-        if kind in ("nothing", "goal") or self._is_open(ahead, place):
+        if kind in ("nothing", "goal", "floor") or self._is_open(ahead, place):
             yield FORWARD, replace(place, cell=ahead)
         yield LEFT, replace(place, facing=(place.facing - 1) % 4)
         yield RIGHT, replace(place, facing=(place.facing + 1) % 4)

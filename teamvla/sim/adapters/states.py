@@ -20,6 +20,7 @@ _BLOWN_UP = (
     mujoco.mjtWarning.mjWARN_BADQVEL,
     mujoco.mjtWarning.mjWARN_BADQACC,
 )
+_HAND = "carrying"  # attribute of a MiniGrid: a thing, or None
 _NOTHING = np.array([1, 0, 0])  # MiniGrid's code of what is empty: kind, colour, state
 _WORDS = 8  # of 32 bits, in the two 128-bit numbers of NumPy's generator
 
@@ -72,7 +73,7 @@ def restore(env: Any, attributes: tuple[str, ...], state: Mapping[str, NDArray[A
 
 def _frozen(env: Any, name: str) -> NDArray[Any]:
     value = _attribute(env, name)
-    if value is None:  # of a MiniGrid: nothing in the agent's hand
+    if value is None and name == _HAND:
         value = _NOTHING
     elif hasattr(value, "encode"):  # a MiniGrid, or a thing in it
         value = value.encode()
@@ -84,7 +85,7 @@ def _frozen(env: Any, name: str) -> NDArray[Any]:
 
 def _thaw(env: Any, name: str, array: NDArray[Any]) -> None:
     before = _attribute(env, name)
-    if array.shape == _NOTHING.shape and (before is None or hasattr(before, "cur_pos")):
+    if name == _HAND:
         value: Any = _thing(array)
     elif hasattr(before, "encode") and not isinstance(before, str):
         value = type(before).decode(array.astype(np.uint8))[0]
