@@ -455,6 +455,20 @@ def test_a_discrete_world_may_repeat_itself_after_another_reset(tmp_path: Path) 
     assert len(reset_alike(tmp_path / "continuous", DRIVING, 1, 2)) == 1
 
 
+@pytest.mark.parametrize(("success", "odd"), [(True, 0), (False, 1)])
+def test_a_success_of_one_move_is_not_odd_in_a_discrete_world(
+    tmp_path: Path, success: bool, odd: int
+) -> None:
+    for number in range(40):
+        count = 1 if number == 7 else 30
+        rows = [{"rgb": grid_step(40 * number + at)["rgb"]} for at in range(count)]
+        steps = [grid_step(at % 9, success=False) | row for at, row in enumerate(rows)]
+        steps[-1]["success"] = success or number != 7
+        write(tmp_path, GRID, steps)
+    found = [one.code for one in validate_roots([tmp_path]).findings]
+    assert found.count("W445") == odd
+
+
 def test_a_signal_of_three_small_numbers_is_no_dark_picture(tmp_path: Path) -> None:
     cells = GRID.signals[-1].model_copy(update={"shape": (3, 3, 3)})
     contract = GRID.model_copy(update={"signals": (*GRID.signals[:-1], cells)})

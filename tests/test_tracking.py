@@ -34,7 +34,7 @@ class Wandb:
     """What is used of the package, without a service behind it.
 
     Attributes:
-        rows: what was logged, by the id of the run.
+        rows: what was logged, by the name of the run.
     """
 
     Error, Settings = Refusal, dict
@@ -49,8 +49,8 @@ class Wandb:
         self.asked.append(asked)
         if self.refusal is not None:
             raise self.refusal
-        rows = self.rows.setdefault(asked["id"], [])
-        return SimpleNamespace(log=lambda values, step: rows.append((step, values)))
+        rows = self.rows.setdefault(asked["name"], [])
+        return SimpleNamespace(log=rows.append)
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, wandb: Any) -> Any:
@@ -60,6 +60,14 @@ def installed(monkeypatch: pytest.MonkeyPatch, wandb: Any) -> Any:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [one.message for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+def test_runs_of_one_name_in_two_folders_are_two(monkeypatch, tmp_path):
+    wandb = installed(monkeypatch, Wandb())
+    for folder in ("mine", "yours", "mine"):
+        open_tracker("grid", tmp_path / folder / "run", {})
+    first, other, again = (asked["id"] for asked in wandb.asked)
+    assert first == again != other
 
 
 def test_nobody_is_told_unless_a_project_is_named(monkeypatch, tmp_path):
@@ -77,9 +85,10 @@ def test_metrics_go_to_the_project_by_split_and_step(monkeypatch, tmp_path):
     [asked] = wandb.asked
     assert (asked["project"], asked["name"], asked["config"]) == ("grid", "first", {"seed": 3})
     assert asked["dir"] == str(tmp_path / "first")
-    assert wandb.rows == {
-        "first": [(20, {"train/loss": 1.5, "train/lr": 0.1}), (20, {"val/loss": 1.25})]
-    }
+    assert wandb.rows["first"] == [
+        {"train/loss": 1.5, "train/lr": 0.1, "optimizer_step": 20},
+        {"val/loss": 1.25, "optimizer_step": 20},
+    ]
 
 
 def test_without_the_package_the_log_tells_them_after_one_warning(monkeypatch, tmp_path, caplog):
@@ -120,7 +129,10 @@ def test_a_run_of_which_nothing_comes_is_told_to_nobody(monkeypatch, tmp_path):
     journal.write("train", TrainingState(step=5), {"loss": 2.0})
     journal.write("val", TrainingState(epoch=1, step=9), {"loss": 1.0})
     assert len(wandb.asked) == 1
-    assert wandb.rows["run"] == [(5, {"train/loss": 2.0}), (9, {"val/loss": 1.0})]
+    assert wandb.rows["run"] == [
+        {"train/loss": 2.0, "optimizer_step": 5},
+        {"val/loss": 1.0, "optimizer_step": 9},
+    ]
     assert [row["loss"] for row in read_metrics(journal.path)] == [2.0, 1.0]
 
 

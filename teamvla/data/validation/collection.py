@@ -86,11 +86,17 @@ def copies(episodes: Sequence[Summary], fractions: Fractions) -> Iterator[Odd]:
 
 def _starts_alike(one: Summary, twin: Summary) -> bool:
     """Whether two resets of a discrete world, which has few starts, may have met the same."""
-    meaning = one.meaning
-    if meaning is None or one.reset_seed is None or twin.reset_seed is None:
+    if one.reset_seed is None or twin.reset_seed is None:
         return False
-    continuous = any(signal.dtype == "float32" for signal in meaning.signals)
-    return not (meaning.arms or continuous) and one.reset_seed != twin.reset_seed
+    return _is_discrete(one) and one.reset_seed != twin.reset_seed
+
+
+def _is_discrete(one: Summary) -> bool:
+    """Whether it is a world of cells and moves, where nothing is a quantity."""
+    meaning = one.meaning
+    if meaning is None or meaning.arms:
+        return False
+    return all(signal.dtype != "float32" for signal in meaning.signals)
 
 
 def _name(one: Summary, beside: Summary) -> str:
@@ -198,11 +204,15 @@ def failures(group: Sequence[Summary]) -> Iterator[Odd]:
 
 
 def lengths(group: Sequence[Summary]) -> Iterator[Odd]:
-    """Episodes far shorter or longer than the others."""
+    """Episodes far shorter or longer than the others.
+
+    In a discrete world one may begin a move from its goal: of those that succeed none is odd.
+    """
     if len(group) < MIN_EPISODES:
         return
     usual = float(np.median([one.steps for one in group]))
     odd = [one for one in group if not SHORT * usual <= one.steps <= LONG * usual]
+    odd = [one for one in odd if not (one.success and _is_discrete(one))]
     if len(odd) <= MINORITY * len(group):
         for one in odd:
             message = f"expected about {usual:.0f} steps, got {one.steps}"

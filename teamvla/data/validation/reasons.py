@@ -243,7 +243,8 @@ REASONS = {
     ),
     "W445": Explanation(
         "An episode that broke off, or ran on long after its end.",
-        f"{_SET}: shorter than {at.SHORT:g} or longer than {at.LONG:g} times the median; {_RARE}.",
+        f"{_SET}: shorter than {at.SHORT:g} or longer than {at.LONG:g} times the median; {_RARE}. "
+        "Successes in a discrete world, which may begin beside the goal, are not looked at.",
         "Look at it; trim or remove it.",
     ),
 }  # fmt: skip
