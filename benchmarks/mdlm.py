@@ -101,10 +101,16 @@ def table(path: Path, episodes: int, samplers: Sequence[str], steps: Sequence[in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoints", nargs="+", type=Path)
-    parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--samplers", nargs="*", default=())
-    parser.add_argument("--steps", nargs="*", type=int, default=())
+    parser.add_argument("checkpoints", nargs="+", type=Path, help="Each makes a table.")
+    parser.add_argument(
+        "--episodes", type=int, default=200, help="Initial states of a row (default: 200)."
+    )
+    parser.add_argument(
+        "--samplers", nargs="*", default=(), help="A row for each (default: the checkpoint's)."
+    )
+    parser.add_argument(
+        "--steps", nargs="*", type=int, default=(), help="A row for each (default: the same)."
+    )
     given = parser.parse_args()
     for path in given.checkpoints:
         table(path, given.episodes, given.samplers, given.steps)

@@ -77,7 +77,8 @@ HEADS = {
     "act": ("model.head.type=act",),
     "masked": (
         "model.head.type=masked",
-        "model.head.bin_blur=2",
+        "model.head.num_bins=64",
+        "model.head.bin_blur=1.5",
         "model.head.temperature=0",
         "model.head.num_inference_steps=4",
     ),
