@@ -475,7 +475,7 @@ def test_every_id_has_its_configuration_and_others_the_nearest():
     assert config_for("teamvla/TwoArmLift-v0") == "lift"
     assert len(set(CONFIGS.values())) == len(CONFIGS)
     with pytest.raises(RegistryError, match="Did you mean 'MiniGrid-Empty-8x8-v0'"):
-        config_for("MiniGrid-Empty-6x6-v0")
+        config_for("MiniGrid-Empty-88-v0")
 
 
 @pytest.mark.parametrize(

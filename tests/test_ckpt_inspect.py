@@ -80,7 +80,7 @@ def test_the_overview_tells_what_it_is_and_where_it_comes_from(checkpoint, capsy
         "units       rad, m, gripper 0_open_1_closed",
         "arms        a (6 joints), b (7 joints)",
         "cameras     rgb_a 64x64",
-        "--section config prints model, seed, task",
+        "--section config prints seed, task, model",
     ):
         assert expected in lines
 
@@ -121,7 +121,7 @@ def test_a_pattern_that_matches_nothing_is_a_finding(checkpoint, capsys):
 
 def test_one_section_is_printed_in_full(checkpoint, capsys):
     assert inspect(capsys, checkpoint, "--section", "state") == (
-        "best_success: 0.97\nepoch: 12\nstep: 34000\n"
+        "epoch: 12\nstep: 34000\nbest_success: 0.97\n"
     )
 
 

@@ -461,7 +461,8 @@ def test_a_success_of_one_move_is_not_odd_in_a_discrete_world(
 ) -> None:
     for number in range(40):
         count = 1 if number == 7 else 30
-        rows = [{"rgb": grid_step(40 * number + at)["rgb"]} for at in range(count)]
+        rng = np.random.default_rng(number)
+        rows = [{"rgb": rng.integers(0, 256, (4, 5, 3), np.uint8)} for _ in range(count)]
         steps = [grid_step(at % 9, success=False) | row for at, row in enumerate(rows)]
         steps[-1]["success"] = success or number != 7
         write(tmp_path, GRID, steps)

@@ -6,7 +6,6 @@ Shapes: B batch, K chunk, V cameras, A arms, D joined vector (each arm's joints,
 from __future__ import annotations
 
 import builtins
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeGuard, cast
@@ -25,6 +24,7 @@ from teamvla.models.adaptation import Adaptable, AdaptationConfig
 from teamvla.models.chunking import ActionChunker, ChunkSize, ExecutionConfig
 from teamvla.models.features import Features
 from teamvla.models.heads.base import ActionHead, HeadConfig, HeadLoss, hold_last
+from teamvla.models.heads.building import make_heads, require_reach
 from teamvla.models.heads.mlp import MLPHeadConfig
 from teamvla.models.losses import GeometryLoss, LossConfig
 from teamvla.models.normalization import NormalizationConfig, Normalizer
@@ -35,7 +35,6 @@ from teamvla.models.spaces import Spaces
 from teamvla.models.targets import errors_of, targets_of
 from teamvla.models.temporal.recollection import EARLIER, Earlier, NextTick, Recollection
 
-_LOG = logging.getLogger(__name__)
 #: of what is drawn in an episode: the same observations give the same actions anywhere
 _SEED = 0
 
@@ -114,6 +113,7 @@ class Policy(Adaptable, ABC):
     chooses: ClassVar[bool] = False
     #: steps of each sequence that training learns from at a time; None: all
     steps_learned: int | None = None
+    _last_action: NDArray[np.float32] | None
     #: sizes that it is made for when neither a contract nor they are given
     SIZES: ClassVar[Mapping[str, int]] = {}
 
@@ -134,15 +134,12 @@ class Policy(Adaptable, ABC):
             self.geometry = GeometryLoss(loss or LossConfig(), self._contract)
         self._require_choosing()
         self.recollection: Recollection | None = None
-        self._last_action: NDArray[np.float32] | None = None
-        self._dice: Generator | None = None
         self.set_execution(config.execution)
 
     def _require_choosing(self) -> None:
         if self.spaces.choices and not self.chooses:
             got = f"{self.config.type!r}, which gives real numbers"
-            expected = "one that chooses, as commands of this contract are one of several moves"
-            raise ConfigError("model.type", expected, got, "Take mdlm.")
+            raise ConfigError("model.type", "one that chooses among moves", got, "Take mdlm.")
 
     def build_heads(self, input_dim: int, separate: bool = False) -> None:
         """Make :attr:`heads`: one for the joined action, or one for each arm.
@@ -150,26 +147,9 @@ class Policy(Adaptable, ABC):
         Raises:
             ConfigError: the head cannot reach all actions.
         """
-        groups = self.spaces.action_groups if separate else [self.spaces.whole_action]
-        settings, kind = self.config.head, ACTION_HEAD_REGISTRY.get(self.config.head.type)
-        heads = []
-        for group in groups:
-            # Heads of others may know of no choices.
-            besides: dict[str, Any] = {"choices": group.choices} if group.choices else {}
-            sizes = (input_dim, group.size, self.config.chunk_size)
-            heads.append(kind(*sizes, grippers=group.grippers, config=settings, **besides))
-        if self.config.normalization.actions != "min_max" and any(h.bounded for h in heads):
-            raise ConfigError(
-                "model.normalization.actions",
-                f"min_max, as head {settings.type!r} only reaches [-1, 1]",
-                self.config.normalization.actions,
-                "Take min_max, or a head without bounds.",
-            )
-        if not self.normalizer.fitted and any(h.bounded for h in heads):
-            _LOG.warning(
-                "head %r only reaches [-1, 1], and without statistics that is taken for rad",
-                settings.type,
-            )
+        config = self.config
+        heads = make_heads(config.head, self.spaces, input_dim, config.chunk_size, separate)
+        require_reach(heads, config.normalization, self.normalizer.fitted)
         self.heads = nn.ModuleList(heads)
 
     @abstractmethod
@@ -357,7 +337,10 @@ class Policy(Adaptable, ABC):
         Args:
             obs: an environment's observation with its ``instruction``.
         """
-        return self.contract.split_command(self.select_action(obs))
+        joined = self.select_action(obs)
+        if self._contract is None:
+            return np.split(joined, np.cumsum(self.spaces.actions)[:-1])
+        return self._contract.split_command(joined)
 
     def reset(self) -> None:
         """Begin a new episode."""
