@@ -170,6 +170,15 @@ class Contract(Settings):
         return sum(self.command_sizes)
 
     @property
+    def choices(self) -> dict[int, int]:
+        """Places in the joined command that are choices -> how many there are."""
+        ends = accumulate(self.command_sizes)
+        pairs = zip((*self.arms, *self.action_signals), ends, strict=True)
+        return {
+            end - 1: part.count for part, end in pairs if isinstance(part, Signal) and part.count
+        }
+
+    @property
     def grippers(self) -> list[int]:
         """Places of the grippers in the joined vector: behind each arm's joints."""
         ends = accumulate(arm.num_joints + 1 for arm in self.arms)

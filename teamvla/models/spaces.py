@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from teamvla.contract import Contract, Signal
+from teamvla.contract import Contract
 from teamvla.errors import ConfigError, ContractError
 
 
@@ -140,23 +140,16 @@ def _owners(contract: Contract) -> tuple[tuple[int, ...], ...]:
 
 
 def _choices(contract: Contract) -> dict[int, int]:
-    """Place in the joined action -> how many choices there are."""
-    ends = accumulate(contract.command_sizes)
-    parts = [*contract.arms, *contract.action_signals]
-    chosen = {}
-    for part, end in zip(parts, ends, strict=True):
-        if isinstance(part, Signal) and part.dtype != "float32":
-            chosen[end - 1] = _count(part)
-    return chosen
-
-
-def _count(signal: Signal) -> int:
-    """How many choices a signal has; ContractError if it is a whole number without names."""
-    if not signal.count:
-        where, expected = f"contract: action signal {signal.field!r}", "float32, or with choices"
-        mend = "Name what each number means: choices: [left, right, ...]."
-        raise ContractError(where, expected, f"{signal}", mend)
-    return signal.count
+    """Place in the joined action -> how many choices; ContractError for numbers without names."""
+    for signal in contract.action_signals:
+        if signal.dtype != "float32" and not signal.count:
+            where, expected = (
+                f"contract: action signal {signal.field!r}",
+                "float32, or with choices",
+            )
+            mend = "Name what each number means: choices: [left, right, ...]."
+            raise ContractError(where, expected, f"{signal}", mend)
+    return contract.choices
 
 
 def _check(name: str, size: object, least: int) -> None:

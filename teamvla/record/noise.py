@@ -79,14 +79,6 @@ def _check_chance(field: str, given: tuple[float, ...], contract: Contract) -> N
         raise ConfigError(where, "a chance from 0 to 1, as it is a choice", f"{given[0]:g}")
 
 
-def choice_places(contract: Contract) -> dict[int, int]:
-    """Place in the joined command of each choice -> how many choices there are."""
-    ends = accumulate(contract.command_sizes[len(contract.arms) :], initial=0)
-    first = sum(contract.command_sizes[: len(contract.arms)])
-    pairs = zip(contract.action_signals, ends, strict=False)
-    return {first + start: signal.count for signal, start in pairs if signal.count}
-
-
 def disturbs(config: NoiseConfig, contract: Contract) -> bool:
     """Whether this noise changes any command."""
     joints = bool(config.sigma and joint_places(contract))
@@ -101,11 +93,9 @@ class ActionNoise:
         self._arms = joint_places(contract)
         self._is_delta = contract.action == "delta_joint_position"
         self._signals = signal_deviations(config, contract)
-        chances = {place: float(self._signals[place]) for place in choice_places(contract)}
-        self._choices = choice_places(contract)
-        several = (place for place, count in self._choices.items() if count > 1)
-        self._chances = {place: chances[place] for place in several if chances[place]}
-        self._signals[list(self._choices)] = 0.0
+        self._choices = {place: count for place, count in contract.choices.items() if count > 1}
+        self._chances = {p: self._signals[p] for p in self._choices if self._signals[p]}
+        self._signals[list(contract.choices)] = 0.0
         self._noise = np.zeros(contract.action_dim)
         self._gains = np.zeros(len(self._arms))
         self._previous: NDArray[np.float64] | None = None

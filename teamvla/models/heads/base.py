@@ -115,6 +115,14 @@ class ActionHead(nn.Module, ABC):
         #: their places in ascending order, for who would otherwise ask the device for them
         self.gripper_places = tuple(sorted({place % action_dim for place in grippers}))
 
+    def require_length(self, max_seq_len: int) -> None:
+        """ConfigError unless a chunk has at most so many rows."""
+        if self.chunk_size > max_seq_len:
+            raise ConfigError(
+                "model.head.max_seq_len", f"at least chunk_size {self.chunk_size}",
+                f"{max_seq_len}", "Raise it, or predict shorter chunks.",
+            )  # fmt: skip
+
     @property
     def chooses(self) -> bool:
         """Whether it can give one of several moves."""

@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from teamvla.errors import ConfigError
 from teamvla.models.attention import KeysValues, require_heads
 from teamvla.models.dit import AdaptiveNorm, DiTBlock, Modulation, SinusoidalPositionEmbedding
 from teamvla.models.features import Features
@@ -134,11 +133,7 @@ class MaskedDiffusionHead(ActionHead):
     def __init__(self, input_dim: int, action_dim: int, chunk_size: int = 1, **options: Any):
         super().__init__(input_dim, action_dim, chunk_size, **options)
         config, width = self.config, self.config.hidden_dim
-        if self.chunk_size > config.max_seq_len:
-            raise ConfigError(
-                "model.head.max_seq_len", f"at least chunk_size {self.chunk_size}",
-                f"{config.max_seq_len}", "Raise it, or predict shorter chunks.",
-            )  # fmt: skip
+        self.require_length(config.max_seq_len)
         self.bounded = len(self.choices) < action_dim
         self.bins = Bins(action_dim, config.num_bins, self.choices)
         # Of each number its bins, and behind them what stands for a masked one.

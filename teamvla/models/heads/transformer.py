@@ -12,7 +12,6 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from teamvla.errors import ConfigError
 from teamvla.models.attention import Attention, KeysValues, TransformerBlock, require_heads
 from teamvla.models.features import Features
 from teamvla.models.heads.base import (
@@ -96,11 +95,7 @@ class TransformerActionHead(RegressionHead):
     def __init__(self, input_dim: int, action_dim: int, chunk_size: int = 1, **options: Any):
         super().__init__(input_dim, action_dim, chunk_size, **options)
         config = self.config
-        if self.chunk_size > config.max_seq_len:
-            raise ConfigError(
-                "model.head.max_seq_len", f"at least chunk_size {self.chunk_size}",
-                f"{config.max_seq_len}", "Raise it, or predict shorter chunks.",
-            )  # fmt: skip
+        self.require_length(config.max_seq_len)
         self.binned = config.output == "binned"
         self.bounded = self.binned and len(self.choices) < action_dim
         self.bins = Bins(action_dim, config.num_bins, self.choices)
