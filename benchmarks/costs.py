@@ -39,7 +39,7 @@ PARTS = {
     "head": (
         "gaussian", "diffusion denoiser=mlp", "diffusion denoiser=transformer",
         "flow denoiser=mlp", "flow denoiser=transformer", "transformer output=continuous",
-        "transformer output=binned", "act",
+        "transformer output=binned", "act", "masked",
     ),
     "vision": (
         "resnet", "resnet pooling=spatial_softmax", "vit", "vit embed_dim=128",

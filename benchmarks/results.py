@@ -133,6 +133,9 @@ def _rows() -> dict[str, Row]:
         rows[f"messages/{name}"] = Row(about, ("drawer",), "train_drawer", model, (*LAST, *more), 8)
     for name, choice in HEADS.items():
         rows[f"heads/{name}"] = Row(f"head {name}", overrides=(*LAST, *choice), minutes=5)
+        rows[f"handoff_heads/{name}"] = Row(
+            f"head {name}", ("handoff",), "train_handoff", "", (*LAST, *choice), 10
+        )
     for name in ("bc", "vla", "act", "diffusion_policy"):
         rows[f"policies/{name}"] = Row(
             f"policy {name}", model=f"model/{name}", overrides=LAST, minutes=10
@@ -374,7 +377,7 @@ def main() -> None:
     if given.list:
         for name, row in ROWS.items():
             budget = f", {row.minutes:.0f} min" if row.minutes else ""
-            print(f"{name:32}{row.about} ({', '.join(row.tasks)}{budget})")
+            print(f"{name:40}{row.about} ({', '.join(row.tasks)}{budget})")
     with graceful_stop() as stop:
         data = given.data or given.out / "data"
         bench = Bench(given.out, data, given.seed, given.demonstrations, given.episodes,

@@ -44,7 +44,7 @@ def asked(head: MaskedDiffusionHead, seed: int = 3) -> dict[str, Tensor]:
     }
 
 
-def learn(head: MaskedDiffusionHead, target: Tensor, is_pad: Tensor, steps: int = 120) -> None:
+def learn(head: MaskedDiffusionHead, target: Tensor, is_pad: Tensor, steps: int = 250) -> None:
     """Train on one batch of what :func:`look` gives; leaves the head evaluating."""
     torch.manual_seed(1)
     optimizer = torch.optim.Adam(head.train().parameters(), lr=1e-2)

@@ -10,6 +10,7 @@ import torch
 from head_cases import look, row
 from masked_cases import ACTION, CHUNK, ROWS, SMALL, asked, chunks, learn, make
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from teamvla.models import SingleBrainConfig, build_policy
 from teamvla.models.features import Features, Tokens
@@ -100,6 +101,28 @@ def test_a_batch_gets_what_its_rows_would_get_alone(sampler, corruption):
     alone = torch.cat([head.sample(row(look(ROWS), place)) for place in range(ROWS)])
     assert len({tuple(chunk.flatten().tolist()) for chunk in together}) > 1
     assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("corruption", ["mask", "noise"])
+def test_only_rows_before_the_end_are_computed_and_drawn_as_if_all_were(corruption, monkeypatch):
+    head = make(corruption=corruption)
+    with torch.no_grad():
+        head.length.weight.zero_()
+        head.length.bias.copy_(torch.tensor([0.0, 0.5, 0.5, 0.0, 0.0]).log())
+    logits, computed = head.logits, []
+
+    def whole(bins, masked, times, seen, counted, noise):
+        """Of all rows, whichever were asked for."""
+        computed.append(bins.shape[1])
+        behind = (0, 0, 0, head.chunk_size - bins.shape[1])
+        bins, masked = (functional.pad(each, behind) for each in (bins, masked))
+        counted = functional.pad(counted, behind[2:])
+        return logits(bins, masked, times, seen, counted, noise)[:, : computed[-1]]
+
+    drawn = head.sample(look(ROWS), Generator().manual_seed(0))
+    monkeypatch.setattr(head, "logits", whole)
+    torch.testing.assert_close(head.sample(look(ROWS), Generator().manual_seed(0)), drawn)
+    assert set(computed) == {3}
 
 
 @pytest.mark.parametrize("corruption", ["mask", "noise"])

@@ -242,10 +242,13 @@ class MaskedDiffusionHead(ActionHead):
         dice, draws = (self.steady(device), 1) if generator is None else (generator, rows)
 
         counted = self._there(seen.summary, generator)
+        longest = int(counted.sum(1).max())
 
         def predict(bins: Tensor, masked: Tensor, times: Tensor) -> Tensor:
-            noise = self._noise(draws, dice)
-            return self.logits(bins, masked, times, seen, counted, noise)
+            # Nothing is computed of what is behind the end of every chunk.
+            known, hidden, there = (each[:, :longest] for each in (bins, masked, counted))
+            told = self.logits(known, hidden, times, seen, there, self._noise(draws, dice))
+            return functional.pad(told, (0, 0, 0, 0, 0, self.chunk_size - longest))
 
         bins, chances = unmask(predict, counted, self.action_dim, self.config, generator)
         actions = self.bins.centres(bins)
@@ -291,14 +294,16 @@ class MaskedDiffusionHead(ActionHead):
         """Logits [B,K,D,C], float32, of every token given those that are not masked.
 
         Args:
-            bins: int64 [B,K,D]; what stands in masked ones changes nothing.
+            bins: int64 [B,K,D], K at most the head's; what stands in masked ones changes nothing.
             masked: bool [B,K,D].
             times: [B].
             seen: of :meth:`condition`.
             counted: bool [B,K], rows that are looked at; None: all.
             noise: [B,K,W] or [1,K,W] in place of masked tokens; None: what was learned for them.
         """
-        hidden = self._embedded(bins, masked, noise) + self.positions
+        rows = bins.shape[1]
+        noise = None if noise is None else noise[:, :rows]
+        hidden = self._embedded(bins, masked, noise) + self.positions[:rows]
         condition = self.time(times) + seen.summary
         mask = counted
         if seen.mask is not None:
