@@ -4,8 +4,8 @@
 
 ``step``: policy.loss, backward, clipping and the optimizer at batch 64, two pictures of 64 px,
 one thread, beside the same network and loss written below as one flat function over the same
-parameters: once in float32 and once as configured (bfloat16 autocast where the processor has
-matrix units for it, the arms' geometry on both sides). Target: at most 1.15. Both must give the
+parameters: once in float32 and once as configured (bfloat16 autocast where the processor
+multiplies such numbers, the arms' geometry on both sides). Target: at most 1.15. Both must give the
 same loss, or nothing is timed.
 
 ``peak``: what share of the processor's fastest float32 matrix product, on one thread, the

@@ -312,9 +312,9 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def wants_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast: asked for, or ``auto`` on hardware with bf16 matrix units."""
+    """Whether to autocast: asked for, or ``auto`` on hardware that multiplies bf16."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
