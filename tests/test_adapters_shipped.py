@@ -236,6 +236,14 @@ def test_no_way_through_the_grid_is_shorter_than_the_experts():
     assert len(starts) > 30
 
 
+def test_a_world_without_a_goal_is_told():
+    env = make("minigrid_empty")
+    env.reset(seed=0)
+    env.foreign.unwrapped.grid.set(6, 6, None)
+    with pytest.raises(SimulationError, match=r"a goal square, got none. .*--expert"):
+        env.expert().act({})
+
+
 def test_a_goal_that_is_walled_in_is_told():
     from minigrid.core.world_object import Wall
 

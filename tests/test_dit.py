@@ -113,3 +113,10 @@ def test_a_network_reads_the_time_from_its_embedding():
         (read(embed(times))[:, 0] - times).square().mean().backward()
         optimizer.step()
     torch.testing.assert_close(read(embed(times))[:, 0], times, atol=0.1, rtol=0)
+
+
+def test_sizes_that_do_not_fit_are_refused_where_they_are_given():
+    with pytest.raises(ValueError, match="num_heads 4 must divide hidden_dim 30"):
+        DiTBlock(30, 4)
+    with pytest.raises(ValueError, match="hidden_dim 33 must be even"):
+        SinusoidalPositionEmbedding(33)

@@ -184,3 +184,19 @@ def test_flattened_tokens_keep_where_a_thing_stands(pooling):
 def test_readings_that_are_no_grid_are_refused(shape: tuple[int, ...], got: str):
     with pytest.raises(ConfigError, match=f"^sensor encoder 'grid': expected {got}"):
         make(shape)
+
+
+def test_maps_without_the_agent_are_told_once_where_they_are_centred_on_it(caplog):
+    encoder = make(centred=True).train()
+    for cells in (empty(2), empty(2)):
+        encoder.encode(cells, None, torch.tensor([0, 3]))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "got 2 without" in caplog.text
+    assert "FullyObsWrapper" in caplog.text
+
+
+def test_of_maps_with_the_agent_nothing_is_told(caplog):
+    cells = empty(2)
+    cells[:, 2, 3, 0] = AGENT
+    make(centred=True).train().encode(cells, None, torch.tensor([0, 3]))
+    assert not caplog.records

@@ -109,7 +109,7 @@ def test_a_number_that_is_none_does_not_pass_for_a_bin(weighting):
     assert head.loss(look(ROWS), target, is_pad).total.isnan()
 
 
-def test_a_validation_loss_is_a_function_of_the_weights_alone():
+def test_a_validation_loss_is_a_function_of_weights_and_data_alone():
     head, given = make(), (look(ROWS), *chunks())
     assert torch.equal(head.loss(*given).total, head.loss(*given).total)
     head.train()

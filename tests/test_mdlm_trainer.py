@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -99,6 +100,29 @@ def test_the_weights_that_validated_best_are_kept():
     for name, tensor in made.learner.policy.state_dict().items():
         assert torch.equal(tensor, weights[best][name]), name
     assert made.validate(held_out)["loss"] == pytest.approx(seen[best])
+
+
+class Drawn:
+    """Other batches in each pass, as of a loader that shuffles."""
+
+    def __init__(self) -> None:
+        self.passes: list[int] = []
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.passes.append(len(self.passes))
+        yield from batches(1, rows=2, seed=self.passes[-1])
+
+
+def test_each_epoch_goes_through_a_loader_anew():
+    train, val = Drawn(), Drawn()
+    trainer().fit(train, val, 3)
+    assert train.passes == val.passes == [0, 1, 2]
+
+
+def test_batches_that_come_only_once_serve_every_epoch():
+    told = []
+    trainer().fit(iter(batches(2)), iter(batches(1)), 3, lambda *row: told.append(row))
+    assert [epoch for epoch, _, _ in told] == [1, 2, 3]
 
 
 def test_the_rate_falls_where_the_loss_gets_no_better():

@@ -222,8 +222,7 @@ def _contract(header: Header) -> dict[str, str]:
         for camera in _items(contract, "cameras")
     ]
     signals = [
-        f"{_first(signal, 'field')} ({_first(signal, 'role')} {_first(signal, 'dtype')}"
-        f"{(unit := _first(signal, 'unit')) and f', {unit}'})"
+        f"{_first(signal, 'field')} ({_first(signal, 'role')} {_values(signal)})"
         # What it commands goes first: a long line is cut.
         for signal in sorted(
             _items(contract, "signals"), key=lambda s: _first(s, "role") != "action"
@@ -241,6 +240,14 @@ def _contract(header: Header) -> dict[str, str]:
         "cameras": ", ".join(cameras),
         "signals": ", ".join(signals),
     }
+
+
+def _values(signal: Any) -> str:
+    """``float32, m``, or the names of its choices."""
+    choices = _items(signal, "choices") if isinstance(signal, dict) else []
+    unit = _first(signal, "unit")
+    kind = "|".join(map(inline, choices)) or _first(signal, "dtype")
+    return f"{kind}, {unit}" if unit else kind
 
 
 def _parameter_table(header: Header, style: Style) -> Iterator[str]:

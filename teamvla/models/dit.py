@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from teamvla.models.attention import Attention, KeysValues
+from teamvla.models.attention import Attention, KeysValues, require_heads
 from teamvla.models.blocks import sinusoids
 from teamvla.models.initialization import init_identity
 
@@ -24,10 +24,15 @@ class SinusoidalPositionEmbedding(nn.Module):
 
     Args:
         hidden_dim: W, even.
+
+    Raises:
+        ValueError: it is odd.
     """
 
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
+        if hidden_dim % 2:
+            raise ValueError(f"hidden_dim {hidden_dim} must be even")
         self.hidden_dim = hidden_dim
         self.layers = nn.Sequential(
             nn.Linear(hidden_dim, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
@@ -85,12 +90,16 @@ class DiTBlock(nn.Module):
         num_heads: divides ``hidden_dim``.
         mlp_ratio: hidden width of the MLP / W.
         dropout: rate behind attention and MLP.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide ``hidden_dim``.
     """
 
     def __init__(
         self, hidden_dim: int, num_heads: int = 4, mlp_ratio: float = 4.0, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        require_heads(num_heads, "hidden_dim", hidden_dim)
         hidden = int(hidden_dim * mlp_ratio)
         self.norm = AdaptiveNorm(hidden_dim)
         self.attention = Attention(hidden_dim, num_heads)

@@ -47,7 +47,7 @@ def train(run: Run, stop: Callable[[], bool] = lambda: False) -> bool:
     """Train to the last epoch; False if ``stop`` ended it early. Either way it can be resumed."""
     total = run.config.epochs * len(run.train_loader)
     _LOG.info("training %s", _describe(run))
-    with progress("train", total, "step") as bar:
+    with run.journal, progress("train", total, "step") as bar:
         bar.continue_at(run.state.step)
 
         def on_metrics(values: Metrics) -> None:

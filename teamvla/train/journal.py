@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from teamvla.files import naming, publish
 from teamvla.train.tracking import Tracker
@@ -14,7 +14,10 @@ from teamvla.train.trainer import Metrics, TrainingState
 
 
 class MetricsJournal:
-    """Appends rows ``{"split", "epoch", "step", ...metrics}``, and tells them to a tracker."""
+    """Appends rows ``{"split", "epoch", "step", ...metrics}``, and tells them to a tracker.
+
+    As a context it finishes the tracker; what is written later opens another.
+    """
 
     def __init__(
         self, path: Path, open_tracker: Callable[[], Tracker | None] = lambda: None
@@ -25,6 +28,14 @@ class MetricsJournal:
     def _tracker(self) -> Tracker | None:
         """Opened with the first row: a run that comes to nothing has none."""
         return self._open_tracker()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        tracker = vars(self).pop("_tracker", None)
+        if tracker is not None:
+            tracker.finish(failed=kind is not None)
 
     def write(self, split: str, state: TrainingState, metrics: Metrics) -> None:
         row = {"split": split, "epoch": state.epoch, "step": state.step, **metrics}

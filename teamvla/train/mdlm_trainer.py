@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -111,14 +111,15 @@ class MaskedDiffusionTrainer:
         """Train for some epochs and keep the weights that validated best.
 
         Args:
-            train, val: batches as ``make_dataloader`` gives them.
+            train, val: batches as ``make_dataloader`` gives them, gone through each epoch; those
+                of an iterator are kept in memory.
             epochs: passes over ``train``.
             on_epoch: told the number of each epoch and its metrics.
 
         Returns:
             Validation metrics of the weights that are kept.
         """
-        train, val = list(train), list(val)
+        train, val = _repeatable(train), _repeatable(val)
         best: Metrics | None = None
         weights = self.learner.policy.state_dict()
         for epoch in range(1, epochs + 1):
@@ -128,6 +129,12 @@ class MaskedDiffusionTrainer:
                 best, weights = validated, copy.deepcopy(self.learner.policy.state_dict())
         self.learner.policy.load_state_dict(weights)
         return best or {}
+
+
+def _repeatable(batches: Iterable[Batch]) -> Iterable[Batch]:
+    """What can be gone through each epoch: a loader as it is, as it may shuffle."""
+    # Not asked by iter(), which would start the workers of a loader.
+    return list(batches) if isinstance(batches, Iterator) else batches
 
 
 def _checked(metrics: Metrics, where: str) -> Metrics:

@@ -5,6 +5,7 @@ Shapes: B batch, X Y cells, C their channels, N tokens, D width, F features.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -19,6 +20,8 @@ from teamvla.models.encoders.base import TextEncoder
 from teamvla.models.encoders.sensors import SensorConfig, SensorEncoder
 from teamvla.models.features import Sensed, Tokens
 from teamvla.models.initialization import embedding
+
+_LOG = logging.getLogger(__name__)
 
 #: kinds that a channel of a cell can tell apart: MiniGrid has 11 of things, 6 colours, 4 states
 KINDS = 16
@@ -118,6 +121,7 @@ class StateEncoder(SensorEncoder):
         self.tokens = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, self.dim))
         self.num_tokens = -(-cells[0] // step) * -(-cells[1] // step)
         self.vector = self._pool()
+        self._looked = False
 
     @classmethod
     def of_shape(cls, config: SensorConfig, shape: Sequence[int]) -> Self:
@@ -202,11 +206,26 @@ class StateEncoder(SensorEncoder):
         sin = ((facing == 1).long() - (facing == 3).long())[:, None, None]
         x, y = x + cos * ahead - sin * right, y + sin * ahead + cos * right
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        inside = inside & is_agent.any(1)[:, None, None]  # without an agent there is nothing to see
+        # Without an agent there is nothing to see.
+        inside = inside & self._shows(is_agent)[:, None, None]
         places = (x.clamp(0, width - 1) * height + y.clamp(0, height - 1)).flatten(1)
         cells = readings.flatten(1, 2)
         seen = cells.gather(1, places.unsqueeze(-1).expand(-1, -1, cells.shape[-1]))
         return seen.view(*x.shape, -1) * inside.unsqueeze(-1)
+
+    def _shows(self, is_agent: Tensor) -> Tensor:
+        """Which maps [B,X*Y] show the agent, bool [B]; a warning if the first ones do not."""
+        shown = is_agent.any(1)
+        if self.training and not self._looked:
+            self._looked = True
+            if not bool(shown.any()):
+                _LOG.warning(
+                    "sensor encoder grid, centred: expected a map of the world with the agent in "
+                    "it, got %d without, of which nothing is seen: take one that shows it, such "
+                    "as of minigrid.wrappers:FullyObsWrapper, or centred: false",
+                    len(shown),
+                )
+        return shown
 
 
 class ConvBlock(nn.Module):

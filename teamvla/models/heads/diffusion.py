@@ -99,8 +99,8 @@ class DiffusionActionHead(DenoisingHead):
 
     def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
         """Mean square of the network's error, at ``times_per_sample`` random noise levels."""
-        repeats, dice = self.config.times_per_sample, self.dice()
-        clean = hold_last(target, is_pad).repeat_interleave(repeats, 0)
+        target, repeats = hold_last(target, is_pad), self.config.times_per_sample
+        clean, dice = target.repeat_interleave(repeats, 0), self.dice(target)
         pad = is_pad.repeat_interleave(repeats, 0)
         levels = self.random_times(target.shape[0], repeats, dice)
         steps = (levels * self.config.num_diffusion_steps).long()

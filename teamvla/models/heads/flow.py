@@ -54,8 +54,8 @@ class FlowMatchingActionHead(DenoisingHead):
 
     def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
         """Mean square of the network's error, at ``times_per_sample`` random times."""
-        repeats, dice = self.config.times_per_sample, self.dice()
-        clean = hold_last(target, is_pad).repeat_interleave(repeats, 0)
+        target, repeats = hold_last(target, is_pad), self.config.times_per_sample
+        clean, dice = target.repeat_interleave(repeats, 0), self.dice(target)
         pad = is_pad.repeat_interleave(repeats, 0)
         times = self.times(target.shape[0], dice)
         noise = self.noise_like(clean, dice)

@@ -183,8 +183,8 @@ class MaskedDiffusionHead(ActionHead):
         ``length``, -log p of how many rows there are, where it is learned: its share of each
         token is added to the total.
         """
-        repeats, dice = self.config.times_per_sample, self.dice()
-        target = hold_last(target, is_pad)
+        target, repeats = hold_last(target, is_pad), self.config.times_per_sample
+        dice = self.dice(target)
         bins = self.bins.of(target).repeat_interleave(repeats, 0)
         known = target.isfinite().repeat_interleave(repeats, 0)
         counted = self._counted(is_pad).repeat_interleave(repeats, 0)

@@ -106,10 +106,9 @@ class ActionExpert(ActionHead):
 
     def loss(self, features: Features, target: Tensor, is_pad: Tensor) -> HeadLoss:
         """Mean square of the velocity's error at a random time for each row."""
-        prefix, dice = _prefix(features), self.dice()
-        clean = functional.pad(
-            hold_last(target, is_pad), (0, self.architecture.max_action_dim - self.action_dim)
-        )
+        prefix, target = _prefix(features), hold_last(target, is_pad)
+        dice = self.dice(target)
+        clean = functional.pad(target, (0, self.architecture.max_action_dim - self.action_dim))
         noise = torch.randn(clean.shape, generator=dice, device=clean.device)
         times = self.times(len(clean), dice)
         noisy = torch.lerp(clean, noise, times[:, None, None])

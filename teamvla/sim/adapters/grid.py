@@ -42,7 +42,7 @@ class _Place:
 
 
 class GridExpert:
-    """Breadth-first search over what can be done: no shorter sequence of moves exists.
+    """Breadth-first search over what can be done: no shorter sequence of moves does it.
 
     It walks where nothing stands (or the goal does), picks up a key, opens doors, and locked
     ones with a key of their colour. It moves nothing else, and puts no key down.
@@ -64,7 +64,7 @@ class GridExpert:
         """The next move of the shortest way from where the agent stands, int64[].
 
         Raises:
-            SimulationError: no way leads to the goal.
+            SimulationError: there is no goal, or no way leads to it.
         """
         place = self._place()
         if self._way.get(place) not in dict(self._moves(place)):  # somebody shut a door, say
@@ -94,7 +94,12 @@ class GridExpert:
                 if following not in before:
                     before[following] = place, move
                     frontier.append(following)
-        raise SimulationError("expert of the grid", "a way to the goal", "none")
+        things = (each for each in self._grid_world.grid.grid if each is not None)
+        if any(each.type == "goal" for each in things):
+            mend = "it moves nothing out of its way: take an expert that does, --expert"
+            raise SimulationError("expert of the grid", "a way to the goal", "none", mend)
+        mend = "what else is asked for takes another expert: --expert, task.expert"
+        raise SimulationError("expert of the grid", "a goal square", "none", mend)
 
     def _moves(self, place: _Place) -> Iterator[tuple[int, _Place]]:
         """What can be done, walking first: of ways equally short that is the one taken."""
