@@ -154,6 +154,10 @@ def read_checkpoint(path: str | Path) -> tuple[Header, dict[str, np.ndarray]]:
 
 
 def _open(path: Path) -> BinaryIO:
+    best = path / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        got = "the folder of a run"
+        raise InputError(str(path), "a checkpoint file", got, f"Did you mean {best}?")
     try:
         check_file(path, "a checkpoint file")
         return path.open("rb")

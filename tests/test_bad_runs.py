@@ -297,6 +297,13 @@ def test_resuming_from_a_strange_checkpoint(refused, finished, tmp_path, kind):
         assert expected in refused(2 if "config.yaml" in expected else 1, *words)
 
 
+def test_the_folder_of_a_run_and_its_checkpoint_are_told_apart(refused, finished, tmp_path):
+    best = finished / "checkpoints" / "best.ckpt"
+    assert f"got the folder of a run. Did you mean {best}?" in refused(2, "eval", finished)
+    assert f"Did you mean {finished}?" in refused(2, "train", "--resume", best)
+    assert "got no folder" in refused(2, "train", "--resume", tmp_path / "nothing")
+
+
 @pytest.mark.parametrize("tail", [b'{"split": "tra', b"\xff\xfe", b"[1]\n", b"\x00" * 64])
 def test_metrics_cut_short_do_not_stop_a_resume(finished, tmp_path, tail):
     shutil.copytree(finished, tmp_path / "run")

@@ -21,6 +21,11 @@ def talk():
         for _ in range(3):
             state.advance(loss=0.5)
     return Result("teamvla.probe/1", {}, lambda style: style.green("fine"), "teamvla index data")
+def draw():
+    import random
+    random.seed(0)
+    talk()
+    return Result("teamvla.probe/1", {}, str(random.random()))
 def flood():
     return Result("teamvla.probe/1", {}, "line\\n" * 100_000)
 def stop():
@@ -88,6 +93,12 @@ def on_terminal(function: str, **environment: str) -> str:
         pass
     os.close(primary)
     return written.decode("utf-8").replace("\r\n", "\n")
+
+
+def test_a_bar_leaves_the_random_numbers_of_a_training_alone():
+    piped = probe("draw", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert on_terminal("draw").endswith(f"\n{piped.stdout}")
+    assert float(piped.stdout) < 1
 
 
 def test_a_terminal_gets_colours_and_a_bar_that_goes_away():

@@ -13,6 +13,7 @@ from teamvla.config import Project
 from teamvla.errors import SimulationError
 from teamvla.evaluation.baselines import DoNothing, RandomActions, expert
 from teamvla.evaluation.pictures import Film, animation, choose, contact_sheet, film
+from teamvla.evaluation.policies import NamedActor
 from teamvla.evaluation.report import Report, render
 from teamvla.evaluation.statistics import show_rate, wilson_interval
 from teamvla.evaluation.suites import Score, Suite, Trial, evaluate
@@ -250,7 +251,24 @@ def test_an_environment_is_closed_when_its_actor_cannot_be_made(monkeypatch):
     assert len(closed) == 1
 
 
-def test_a_film_shows_the_first_state_every_sixth_and_the_last(monkeypatch):
+def test_a_film_of_a_grid_world_shows_every_move_once():
+    pytest.importorskip("minigrid")
+    suite = Suite(Project.load("minigrid_empty_5x5").section("task", TaskConfig))
+    (one,) = film(suite, NamedActor("expert"), [0])
+    assert len(one.frames) == 1 + one.steps
+    pairs = zip(one.frames, one.frames[1:], strict=False)
+    assert all((before != after).any() for before, after in pairs)
+
+
+def test_a_sheet_repeats_no_frame_of_a_short_episode():
+    from PIL import Image
+
+    sheet = Image.open(io.BytesIO(contact_sheet([make_film(0, True, 2)], columns=3)))
+    row = [sheet.getpixel((4 + 36 * column + 16, 40 + 4 + 12))[0] for column in range(3)]
+    assert row == [0, 40, 255]
+
+
+def test_a_film_shows_the_first_state_four_a_second_and_the_last(monkeypatch):
     monkeypatch.setattr("teamvla.sim.env._OVERVIEW_SIZE", (12, 16))
     (one,) = film(small_suite(), DoNothing, [0])
     assert one.steps == 12

@@ -145,7 +145,10 @@ def test_signals_are_disturbed_as_much_as_each_is_told_to_be():
 
 @pytest.mark.parametrize("signals", [{"pedal": (1.0, 1.0)}, {"pedals": (1.0,)}])
 def test_noise_for_other_signals_than_there_are_is_refused(signals):
-    with pytest.raises(ConfigError, match=r"record.noise.signals.pedals?: expected pedals: 2 num"):
+    name, numbers = next(iter(signals)), len(next(iter(signals.values())))
+    known = r"expected pedals \(numbers: 2\), horn \(numbers: 1\)"
+    got = rf"got {name} \(numbers: {numbers}\)"
+    with pytest.raises(ConfigError, match=f"record.noise.signals: {known}, {got}"):
         ActionNoise(NoiseConfig(signals=signals), np.random.default_rng(0), PEDALS)
 
 

@@ -158,7 +158,7 @@ def _summary(header: Header, verified: bool) -> dict[str, str]:
         "parts": _parts(config.get("model")),
         "adapted": _adapted(config.get("model")),
         "base": _base(meta.get("base")),
-        "task": _first(config.get("task"), "name"),
+        "task": _first(config.get("task"), "id", "name"),
         "data": ", ".join(map(printable, map(str, _items(meta, "tasks")))),
         "parameters": f"{sum(t.numel for t in model):,} in {len(model)} tensors",
         "size": f"{_size(header.file_bytes)} ({', '.join(map(printable, sections))})",

@@ -317,10 +317,10 @@ def _text(style: Style, outcome: Outcome, data: dict[str, Any]) -> str:
         lines.append(f"{style.bold('asked')}     at least {100 * minimum:.1f} %")
     if score.mean_steps_to_success is not None:
         lines.append(
-            f"{style.bold('steps')}     {score.mean_steps_to_success:.0f} to success, on average"
+            f"{style.bold('steps')}     {score.mean_steps_to_success:.1f} to success, on average"
         )
     if score.mean_return is not None:
-        lines.append(f"{style.bold('return')}    {score.mean_return:.1f} on average")
+        lines.append(f"{style.bold('return')}    {score.mean_return:.2f} on average")
     failures = Counter(trial.failure for trial in score.trials if trial.failure)
     for said, count in failures.most_common(_SHOWN):
         lines.append(style.red(f"broke off {count} x: {said}"))

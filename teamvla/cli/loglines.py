@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import traceback
 from typing import IO, TYPE_CHECKING, Any
@@ -114,8 +115,11 @@ class TerminalHandler(LineHandler):
 
     def _draw(self, state: Progress) -> None:
         if self._bars is None:
+            # Importing rich draws a number, and a training would be another on a terminal.
+            drawn = random.getstate()
             from teamvla.cli.bar import Bars
 
+            random.setstate(drawn)
             self._bars = Bars(self.stream)
         self._bars.show(state)
 

@@ -72,9 +72,7 @@ def train(
         given = {"data": data, "out": out, "task": task, "config": config, "device": device,
                  "seed": seed, "init_from": init_from, "set": set_}  # fmt: skip
         return _estimated(project, init_from, command_line("train", **given))
-    from teamvla.sim.tasks import TaskConfig
     from teamvla.train import bc_trainer
-    from teamvla.train.ranking import simulated_contract
     from teamvla.train.runs import finished_state, resume_run, start_run
 
     with graceful_stop() as stop:
@@ -92,16 +90,12 @@ def train(
             project = _project(data, task, config, set_, seed=seed, device=device)
             run = start_run(project, out, init_from)
         finished = bc_trainer.train(run, stop=lambda: bool(stop))
-    best = run.checkpoints / "best.ckpt"
-    simulated = simulated_contract(run.project.section("task", TaskConfig))
-    own_robot = bool(run.learner.policy.contract.diff(simulated))
-    measure = _measure(best, run, own_robot)
     again = command_line("train", resume=run.folder, device=device, data=data if resume else None)
     return Result(
         "teamvla.train/1",
         _data(run.folder, finished, run.state),
         human=lambda style: _text(style, run, finished),
-        next_command=measure if finished else again,
+        next_command=_measure(run) if finished else again,
         exit_code=0 if finished else stop.exit_code,
     )
 
@@ -169,13 +163,15 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _measure(best: Path, run: Run, own_robot: bool) -> str:
+def _measure(run: Run) -> str:
     """What to do with the best checkpoint: play what its data show, or look at it."""
     from teamvla.sim.tasks import TASKS, TaskConfig
+    from teamvla.train.ranking import other_than_simulated
 
-    shown = run.meta["tasks"]
-    configured = run.project.section("task", TaskConfig).task_name
-    known = [name for name in shown if name in TASKS]
+    best, shown = run.checkpoints / "best.ckpt", run.meta["tasks"]
+    task = run.project.section("task", TaskConfig)
+    configured, known = task.task_name, [name for name in shown if name in TASKS]
+    own_robot = other_than_simulated(run.learner.policy.contract, task)
     if own_robot or (configured not in shown and not known):
         return command_line("ckpt-inspect", best)
     return command_line("eval", best, task=None if configured in shown else known[0])

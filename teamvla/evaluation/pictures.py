@@ -16,6 +16,8 @@ from teamvla.logs import progress
 from teamvla.rollout import Tick, run_episodes
 
 _SHEET, _ANIMATION = "contact_sheet.png", "rollouts.webp"
+#: from one frame of a film to the next, s
+_FRAME_S = 0.25
 _GAP = 4
 _BAND = 40
 _GREEN, _RED, _INK = (46, 139, 87), (200, 60, 60), (40, 44, 52)
@@ -41,8 +43,9 @@ def choose(score: Score, count: int) -> list[int]:
 class _Camera:
     """Films episodes of a suite."""
 
-    def __init__(self, suite: Suite, open_actor: OpenActor, every: int) -> None:
-        self._player, self._every = Player(suite, open_actor, "rgb_array"), every
+    def __init__(self, suite: Suite, open_actor: OpenActor) -> None:
+        self._player = Player(suite, open_actor, "rgb_array")
+        self._every = max(1, round(_FRAME_S * self._player.env.contract.control_hz))
 
     def __call__(self, index: int) -> Film:
         frames: list[np.ndarray] = []
@@ -55,7 +58,8 @@ class _Camera:
                 look()
 
         trial = self._player.play(index, look, look_now_and_then)
-        look()
+        if trial.steps % self._every:
+            look()
         return Film(index, trial.success, trial.steps, tuple(frames))
 
     def close(self) -> None:
@@ -67,12 +71,11 @@ def film(
     open_actor: OpenActor,
     indices: Sequence[int],
     *,
-    every: int = 6,
     workers: int = 1,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Film]:
-    """Play episodes again and keep every ``every``-th frame of the overview camera."""
-    camera, films = partial(_Camera, suite, open_actor, every), []
+    """Play episodes again and keep a frame of the overview camera now and then."""
+    camera, films = partial(_Camera, suite, open_actor), []
     workers = min(workers, len(indices))
     with progress("pictures", len(indices), "episode") as bar:
         for one in run_episodes(camera, indices, workers=workers, stop=stop):
@@ -95,7 +98,8 @@ def contact_sheet(films: Sequence[Film], columns: int = 6) -> bytes:
         verdict = f"success after {one.steps} steps" if one.success else "no success"
         colour = _GREEN if one.success else _RED
         draw.text((_GAP + 2, top + 2), f"episode {one.index}: {verdict}", fill=colour, font=font)
-        picks = np.linspace(0, len(one.frames) - 1, columns).round().astype(int)
+        count = min(columns, len(one.frames))
+        picks = np.linspace(0, len(one.frames) - 1, count).round().astype(int)
         for column, pick in enumerate(picks):
             at = (_GAP + column * (width + _GAP), top + _BAND)
             sheet.paste(Image.fromarray(one.frames[pick]), at)

@@ -63,9 +63,9 @@ def signal_deviations(config: NoiseConfig, contract: Contract) -> NDArray[np.flo
     sizes = {signal.field: signal.size for signal in contract.action_signals}
     for field, given in config.signals.items():
         if len(given) != sizes.get(field):
-            known = ", ".join(f"{name}: {size} numbers" for name, size in sizes.items())
-            got = f"{len(given)} numbers"
-            raise ConfigError(f"record.noise.signals.{field}", known or "no action signals", got)
+            known = ", ".join(f"{name} (numbers: {size})" for name, size in sizes.items())
+            got = f"{field} (numbers: {len(given)})"
+            raise ConfigError("record.noise.signals", known or "no action signals", got)
         _check_chance(field, given, contract)
     parts = [np.zeros(contract.action_dim - sum(sizes.values()))]
     parts += [np.array(config.signals.get(field, [0.0] * size)) for field, size in sizes.items()]

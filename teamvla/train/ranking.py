@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from teamvla import seeds
-from teamvla.config import Project
+from teamvla.config import Project, shipped_configs
 from teamvla.contract import Contract
-from teamvla.errors import ConfigError, ContractError
+from teamvla.errors import ConfigError, ContractError, MissingDependencyError
 from teamvla.evaluation.policies import OnOneThread
 from teamvla.evaluation.suites import Score, Suite, evaluate, seen_alike
 from teamvla.models.base import Policy
@@ -99,16 +99,32 @@ def require_simulated(project: Project, contract: Contract, shown: Sequence[str]
             )  # fmt: skip
 
 
+def other_than_simulated(contract: Contract, task: TaskConfig) -> list[str]:
+    """How the data's numbers differ from a task's; nothing where it cannot be made here."""
+    try:
+        return contract.diff(simulated_contract(task))
+    except MissingDependencyError:
+        return []
+
+
 def warn_of_unseen_task(project: Project, contract: Contract, shown: Sequence[str]) -> None:
     """Warn if the task that the checkpoint will name is none of the data's.
 
-    Nothing is said of another robot's data: no task of the simulator is theirs.
+    Nothing is said of another robot's data beside one of the simulator's tasks, which nobody
+    chose: no task of the simulator is theirs.
     """
     task = project.section("task", TaskConfig)
-    known = [name for name in shown if name in TASKS]
-    if task.task_name in shown or not known or contract.diff(simulated_contract(task)):
+    name, known = task.task_name, [each for each in shown if each in TASKS]
+    if name in shown or (name in TASKS and not known):
         return
+    difference = other_than_simulated(contract, task)
+    if difference and name in TASKS:
+        return
+    options = [f"--task {each}" for each in known] or [
+        f"--config {each}" for each in shown if each in shipped_configs()
+    ]
     _LOG.warning(
-        "the data show %s, but the configuration's task is %s: give --task %s",
-        ", ".join(shown), task.task_name, " --task ".join(known),
+        "the data show %s, but the configuration's task is %s%s%s",
+        ", ".join(shown), name, f", and differ: {'; '.join(difference)}" if difference else "",
+        f": give {' '.join(options)}" if options else "",
     )  # fmt: skip

@@ -295,7 +295,10 @@ def resume_run(folder: Path, device: str | None = None, roots: Sequence[str] | N
     last = folder / "checkpoints" / "last.ckpt"
     config = folder / "config.yaml"
     if not config.exists():
-        raise InputError(str(folder), "the folder of a run", "no config.yaml in it")
+        got = "no config.yaml in it" if folder.is_dir() else "no folder"
+        runs = [up for up in folder.parents if (up / config.name).exists()]
+        mend = f"Did you mean {runs[0]}?" if runs else None
+        raise InputError(str(folder), "the folder of a run", got, mend)
     project = Project.load(str(config)).with_session(device=device).replace("dataset", roots=roots)
     for root in project.section("dataset", DatasetConfig).roots:
         if not Path(root).is_dir():
