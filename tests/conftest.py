@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +12,9 @@ import pytest
 from teamvla.cli.app import run
 from teamvla.config import Project
 from teamvla.registry import Registry
+
+# Read when torch is imported, by the tests that need it: as many workers as cores share them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples every time: a suite that passed must not fail on a re-run.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
