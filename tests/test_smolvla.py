@@ -334,7 +334,7 @@ def test_a_batch_gets_what_its_rows_get_alone() -> None:
 def test_training_lowers_the_loss() -> None:
     policy, batch = make(), make_batch()
     before = policy.eval().loss(batch)["loss"].item()
-    assert train(policy, batch, 40, lr=1e-2).loss(batch)["loss"].item() < 0.8 * before
+    assert train(policy, batch, 120, lr=1e-2).loss(batch)["loss"].item() < 0.6 * before
 
 
 @pytest.mark.slow

@@ -133,11 +133,12 @@ def test_the_ancestral_sampler_knows_as_many_on_average(schedule):
         assert masked.float().mean() == pytest.approx(float(share), abs=0.01)
 
 
+@pytest.mark.parametrize("most", [0.3, 1.0])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_remasking_knows_as_many_on_average_too(schedule):
+def test_however_much_is_taken_back_remasking_knows_as_many_on_average_too(schedule, most):
     network, steps = unsure(), 4
     config = UnmaskingConfig(
-        schedule=schedule, sampler="remasking", remasking=0.3, num_inference_steps=steps
+        schedule=schedule, sampler="remasking", remasking=most, num_inference_steps=steps
     )
     unmask(network, everything(2000), D, config, drawn())
     for step, (_, masked, _) in enumerate(network.asked):
